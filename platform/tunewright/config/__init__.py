@@ -1,0 +1,35 @@
+"""The schema of a run and its loader. Row 0: imports pydantic and PyYAML only."""
+
+from tunewright.config.data import BuiltinSource, DataConfig, FileSource, Source
+from tunewright.config.evaluate import EvaluateConfig, Gates, TaskConfig
+from tunewright.config.load import load_run, load_yaml_file, resolved_json
+from tunewright.config.run import RunConfig, default_store_root
+from tunewright.config.serve import ServeConfig
+from tunewright.config.sweep import SweepConfig
+from tunewright.config.train import (
+    BaseModelConfig,
+    FullConfig,
+    LoraConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "BaseModelConfig",
+    "BuiltinSource",
+    "DataConfig",
+    "EvaluateConfig",
+    "FileSource",
+    "FullConfig",
+    "Gates",
+    "LoraConfig",
+    "RunConfig",
+    "ServeConfig",
+    "Source",
+    "SweepConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "default_store_root",
+    "load_run",
+    "load_yaml_file",
+    "resolved_json",
+]

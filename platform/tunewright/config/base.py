@@ -1,0 +1,11 @@
+"""What every part of the configuration shares: frozen, unknown keys forbidden, docstrings kept."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Base of all configuration objects. Validators check; they never change a value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -1,0 +1,1 @@
+"""From sources to verified, packed shards, on Ray Data. Row 4."""

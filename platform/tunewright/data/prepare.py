@@ -1,0 +1,446 @@
+"""The data stage: sources -> checked, split, rendered, tokenized, packed shards, on Ray Data.
+
+Two steps. A map reads each chunk of a source and turns every row into a document or a rejection;
+a group-by on a hash of the content then packs each bucket. Buckets, splits and packing depend on
+the content alone, so the shards are the same bytes whatever the parallelism.
+
+    train/shard-000.parquet      packed rows (see shards.py)
+    eval/shard-000.parquet       the same, for evaluation loss
+    examples/examples-000.parquet  the evaluation conversations themselves, as JSON
+    tokenizer/                   the tokenizer and template used
+    quarantine/*.parquet         rejected rows: source, line, reason, row
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tunewright.artifacts import Artifact, Plan, Store, clear_dir, code_hash
+from tunewright.config import BuiltinSource, DataConfig, FileSource
+from tunewright.data.pack import pack_best_fit
+from tunewright.data.privacy import redact
+from tunewright.data.records import content_key, detect_format, to_messages, to_text
+from tunewright.data.shards import Document, write_shard
+from tunewright.data.sources import (
+    Chunk,
+    RawRow,
+    read_chunk,
+    source_chunks,
+    source_identity,
+    write_builtin,
+)
+from tunewright.errors import DataError
+from tunewright.models.base import model_folder
+from tunewright.models.chat import ChatRenderer
+from tunewright.models.load import load_renderer, save_tokenizer
+
+log = logging.getLogger(__name__)
+
+ROWS_PER_BUCKET = 50_000
+PEEK_ROWS = 50
+SCHEMA = pa.schema(
+    [
+        ("bucket", pa.string()),
+        ("key", pa.string()),
+        ("source", pa.int32()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("ids", pa.binary()),
+        ("mask", pa.binary()),
+        ("payload", pa.string()),
+        ("findings", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a worker needs to turn chunks into documents."""
+
+    config: DataConfig
+    formats: tuple[str, ...]
+    sources: tuple[FileSource, ...]
+    tokenizer: str
+    buckets: int
+
+
+def prepare_plan(config: DataConfig, base: Artifact) -> Plan:
+    """The identity of the data set: content of the sources, settings, tokenizer and code.
+
+    Raises:
+        DataError: a source is missing, empty or not what it claims.
+    """
+    settings = config.model_dump(mode="json", exclude={"sources", "chat_template"})
+    settings["sources"] = [source_identity(source) for source in config.sources]
+    settings["chat_template"] = _template(config)
+    code = code_hash("data", "models/chat", "models/load")
+    return Plan("data", {"base": base.ref}, settings, code)
+
+
+def prepare(store: Store, config: DataConfig, base: Artifact, plan: Plan) -> Artifact:
+    """Make the data set of `plan`. Needs a connected Ray.
+
+    Raises:
+        DataError: a source has too many bad rows, or nothing is left to train on.
+    """
+    started = time.monotonic()
+    context = base.facts.get("context")
+    if context and config.pack.seq_len > context:
+        raise DataError(
+            f"data.pack.seq_len={config.pack.seq_len} is above the context of {context} tokens "
+            f"that {base.facts.get('model', base.ref)} was made for"
+        )
+    work = clear_dir(store.work_dir(plan))
+    for name in ("train", "eval", "examples", "quarantine", "tokenizer", "generated"):
+        (work / name).mkdir()
+    sources = tuple(
+        write_builtin(s, work / "generated") if isinstance(s, BuiltinSource) else s for s in config.sources
+    )
+    renderer = load_renderer(model_folder(base), _template(config))
+    save_tokenizer(renderer, work / "tokenizer")
+    formats, reasons = zip(*(_format_of(index, source) for index, source in enumerate(sources)), strict=True)
+    chunks = [chunk for index, source in enumerate(sources) for chunk in source_chunks(index, source)]
+    size = sum(Path(c.path).stat().st_size if c.end < 0 else c.end - c.start for c in chunks)
+    buckets = 1 + size // (ROWS_PER_BUCKET * 512)  # from bytes: rows are not counted beforehand
+    step = Step(config, formats, sources, str(work / "tokenizer"), buckets)
+    summaries = _run(step, chunks, work)
+    facts = _facts(config, sources, formats, reasons, summaries)
+    _check(config, facts, work)
+    return store.publish(plan, work, facts, time.monotonic() - started)
+
+
+def _run(step: Step, chunks: Sequence[Chunk], work: Path) -> list[dict[str, Any]]:
+    """Run both steps over the cluster; returns one summary a bucket."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    partitions = 2 * step.buckets + 1
+    grouped = (
+        ray.data.from_items([{"chunk": json.dumps(asdict(c))} for c in chunks])
+        .repartition(len(chunks))
+        .map_batches(
+            _chunk_to_documents,
+            fn_kwargs={"step": step},
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=0.5,
+        )
+        .groupby("bucket", num_partitions=partitions)
+        .map_groups(
+            _write_bucket,
+            batch_format="pyarrow",
+            fn_kwargs={"seq_len": step.config.pack.seq_len, "out": str(work), "dedup": step.config.rules.drop_duplicates},
+            num_cpus=0.5,
+        )
+    )
+    rows = sorted(grouped.take_all(), key=lambda row: str(row["bucket"]))
+    return [json.loads(row["summary"]) for row in rows]
+
+
+def _chunk_to_documents(batch: pa.Table, step: Step) -> pa.Table:
+    """One chunk in, one row a record out: a tokenized document, or a rejection with its reason."""
+    rows: list[dict[str, Any]] = []
+    worker = _Documents(step, _renderer(step.tokenizer))
+    for text in batch.column("chunk").to_pylist():
+        chunk = Chunk(**json.loads(text))
+        for raw in read_chunk(chunk):
+            rows += worker.of(chunk.source, raw)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+@cache
+def _renderer(tokenizer: str) -> ChatRenderer:
+    """Loaded once in each worker process, which runs many chunks."""
+    return load_renderer(Path(tokenizer))
+
+
+class _Documents:
+    """Raw rows -> documents, by the settings of one step."""
+
+    def __init__(self, step: Step, renderer: ChatRenderer):
+        self.step, self.renderer = step, renderer
+
+    def of(self, source: int, raw: RawRow) -> Iterator[dict[str, Any]]:
+        row = {"source": source, "line": raw.line, "reason": "", "payload": raw.text, "findings": "{}"}
+        try:
+            if raw.record is None:
+                raise DataError(raw.problem)
+            yield from self._documents(row, raw.record)
+        except DataError as error:
+            reason = str(error)
+            yield {**row, "bucket": "rejected", "key": "", "reason": reason, "ids": b"", "mask": b""}
+
+    def _documents(self, row: dict[str, Any], record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        step, form = self.step, self.step.formats[row["source"]]
+        source = step.sources[row["source"]]
+        findings: Counter[str] = Counter()
+        if form == "text":
+            text = self._clean(to_text(record, source.columns), findings)
+            documents, payload, key = self._text_documents(text), text, content_key(text)
+        else:
+            messages = to_messages(record, form, source.columns, source.system)
+            for message in messages:
+                message["content"] = self._clean(message["content"], findings)
+            rendered = self.renderer.conversation(messages)
+            documents = [(rendered.ids, rendered.loss_mask)]
+            payload = json.dumps({"messages": messages}, ensure_ascii=False)
+            key = content_key(messages)
+        limit = step.config.pack.seq_len
+        for number, (ids, mask) in enumerate(documents):
+            if len(ids) > limit:
+                raise DataError(f"{len(ids)} tokens do not fit a row of seq_len={limit}")
+            yield {
+                **row,
+                "bucket": self._bucket(key),
+                "key": f"{key}-{number:06d}",
+                "ids": np.asarray(ids, np.int32).tobytes(),
+                "mask": np.asarray(mask, np.int8).tobytes(),
+                "payload": payload if number == 0 else "",
+                "findings": json.dumps(findings if number == 0 else {}),
+            }
+
+    def _text_documents(self, text: str) -> list[tuple[list[int], list[int]]]:
+        """A text and its end token, in pieces of at most seq_len tokens; every token carries loss."""
+        ids = list(self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids.append(int(self.renderer.tokenizer.eos_token_id))
+        size = self.step.config.pack.seq_len
+        return [(ids[at : at + size], [1] * len(ids[at : at + size])) for at in range(0, len(ids), size)]
+
+    def _clean(self, text: str, findings: Counter[str]) -> str:
+        privacy = self.step.config.privacy
+        if privacy.action == "keep":
+            return text
+        redacted, counts = redact(text, privacy.kinds)
+        if counts and privacy.action == "reject":
+            raise DataError(f"holds personal data: {', '.join(sorted(counts))}")
+        findings.update(counts)
+        return redacted
+
+    def _bucket(self, key: str) -> str:
+        """Split and bucket from the content's hash: stable under reordering and growth."""
+        share = int(key[:8], 16) / 2**32
+        split = "eval" if share < self.step.config.split.eval else "train"
+        return f"{split}-{int(key[8:16], 16) % self.step.buckets:03d}"
+
+
+def _write_bucket(group: pa.Table, seq_len: int, out: str, dedup: bool) -> pa.Table:
+    """Write all files of one bucket and describe them; the same group gives the same bytes."""
+    folder = Path(out)
+    order = [("key", "ascending"), ("source", "ascending"), ("line", "ascending")]
+    rows = group.sort_by(order).to_pylist()
+    bucket = rows[0]["bucket"]
+    summary: dict[str, Any] = {"bucket": bucket, "documents": 0, "rejected": {}, "kept": {}, "findings": {}}
+    kept, duplicates = _unique(rows) if dedup and bucket != "rejected" else (rows, [])
+    if bucket == "rejected":
+        _write_quarantine(folder / "quarantine" / "rejected.parquet", kept)
+        summary["rejected"] = _by_source(kept, "reason")
+        return _summary_table(bucket, summary)
+    split, number = bucket.split("-")
+    documents = [
+        Document(np.frombuffer(r["ids"], np.int32), np.frombuffer(r["mask"], np.int8)) for r in kept
+    ]
+    packed = pack_best_fit([len(d.ids) for d in documents], seq_len)
+    write_shard(folder / split / f"shard-{number}.parquet", documents, packed, seq_len)
+    if split == "eval":
+        examples = [r["payload"] for r in kept if r["payload"]]
+        pq.write_table(pa.table({"conversation": examples}), folder / "examples" / f"examples-{number}.parquet")
+    _write_quarantine(folder / "quarantine" / f"duplicates-{bucket}.parquet", duplicates)
+    findings: Counter[str] = Counter()
+    for row in kept:
+        findings.update(json.loads(row["findings"]))
+    summary |= {
+        "rows": len(packed),
+        "documents": len(documents),
+        "tokens": sum(len(d.ids) for d in documents),
+        "supervised_tokens": int(sum(int(d.loss_mask.sum()) for d in documents)),
+        "kept": dict(Counter(str(r["source"]) for r in kept if r["payload"])),
+        "duplicates": dict(Counter(str(r["source"]) for r in duplicates if r["payload"])),
+        "findings": dict(findings),
+    }
+    return _summary_table(bucket, summary)
+
+
+def _unique(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The first row of each content, and the others; rows are sorted by content, source and line."""
+    kept: list[dict[str, Any]] = []
+    duplicates = []
+    for row in rows:
+        if kept and kept[-1]["key"] == row["key"]:
+            first = kept[-1]
+            reason = f"same content as source {first['source']} line {first['line']}"
+            duplicates.append({**row, "reason": reason})
+        else:
+            kept.append(row)
+    return kept, duplicates
+
+
+def _write_quarantine(path: Path, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        rows = sorted(rows, key=lambda r: (r["source"], r["line"]))
+        columns = {"source": "source", "line": "line", "reason": "reason", "row": "payload"}
+        pq.write_table(pa.table({name: [r[key] for r in rows] for name, key in columns.items()}), path)
+
+
+def _by_source(rows: list[dict[str, Any]], field: str) -> dict[str, dict[str, int]]:
+    out: dict[str, Counter[str]] = {}
+    for row in rows:
+        out.setdefault(str(row["source"]), Counter())[_general(row[field])] += 1
+    return {source: dict(counts) for source, counts in out.items()}
+
+
+def _general(reason: str) -> str:
+    """A reason without its figures, so that like reasons are counted together."""
+    words = ["N" if any(c.isdigit() for c in word) else word for word in reason.split()]
+    return " ".join(words)[:120]
+
+
+def _summary_table(bucket: str, summary: dict[str, Any]) -> pa.Table:
+    return pa.table({"bucket": [bucket], "summary": [json.dumps(summary)]})
+
+
+def _format_of(index: int, source: FileSource) -> tuple[str, str]:
+    """The format of a source's rows and why, from the first rows that parse."""
+    if source.format != "auto":
+        return source.format, "stated"
+    records: list[dict[str, Any]] = []
+    problem = "no rows"
+    for chunk in source_chunks(index, source):
+        for raw in read_chunk(chunk):
+            if raw.record is not None:
+                records.append(raw.record)
+            else:
+                problem = raw.problem
+            if len(records) == PEEK_ROWS:
+                return detect_format(records, source.columns)
+    if not records:
+        raise DataError(f"{source.path}: no row can be read as {source.type}: {problem}")
+    try:
+        return detect_format(records, source.columns)
+    except DataError as error:
+        raise DataError(f"{source.path}: {error}") from None
+
+
+def _facts(
+    config: DataConfig,
+    sources: Sequence[FileSource],
+    formats: Sequence[str],
+    reasons: Sequence[str],
+    summaries: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The figures of the whole set; every row read is kept, rejected or a duplicate."""
+    funnel = []
+    for index, (given, source) in enumerate(zip(config.sources, sources, strict=True)):
+        kept, duplicates = Counter[str](), Counter[str]()
+        rejected: Counter[str] = Counter()
+        for summary in summaries:
+            kept[""] += summary["kept"].get(str(index), 0)
+            duplicates[""] += summary.get("duplicates", {}).get(str(index), 0)
+            rejected.update(summary["rejected"].get(str(index), {}))
+        bad = sum(rejected.values())
+        funnel.append(
+            {
+                "source": given.name if isinstance(given, BuiltinSource) else source.path,
+                "format": formats[index],
+                "format_because": reasons[index],
+                "read": kept[""] + duplicates[""] + bad,
+                "rejected": bad,
+                "duplicates": duplicates[""],
+                "kept": kept[""],
+                "reasons": dict(rejected.most_common()),
+            }
+        )
+    facts: dict[str, Any] = {"seq_len": config.pack.seq_len, "funnel": funnel}
+    for split in ("train", "eval"):
+        of_split = [s for s in summaries if s["bucket"].startswith(split)]
+        for name in ("rows", "documents", "tokens", "supervised_tokens"):
+            facts[f"{split}_{name}"] = sum(s[name] for s in of_split)
+    findings: Counter[str] = Counter()
+    for summary in summaries:
+        findings.update(summary["findings"])
+    facts["personal_data_redacted"] = dict(findings)
+    slots = facts["train_rows"] * config.pack.seq_len
+    facts["packing_efficiency"] = round(facts["train_tokens"] / slots, 4) if slots else 0.0
+    return facts
+
+
+def _check(config: DataConfig, facts: dict[str, Any], work: Path) -> None:
+    """Refuse a set that breaks its rules; the quarantine stays in the work folder for a look."""
+    for entry in facts["funnel"]:
+        share = entry["rejected"] / entry["read"] if entry["read"] else 0.0
+        if share > config.rules.max_bad_fraction:
+            top = "; ".join(f"{count} x {reason}" for reason, count in list(entry["reasons"].items())[:3])
+            raise DataError(
+                f"{entry['source']}: {entry['rejected']} of {entry['read']} rows ({share:.1%}) were rejected, "
+                f"above data.rules.max_bad_fraction={config.rules.max_bad_fraction:g}. {top}. "
+                f"The rows are in {work / 'quarantine'}"
+            )
+        if config.pack.overflow == "error":
+            long = sum(n for reason, n in entry["reasons"].items() if "do not fit a row" in reason)
+            if long:
+                raise DataError(
+                    f"{entry['source']}: {long} rows are longer than seq_len={config.pack.seq_len} "
+                    f"and data.pack.overflow is error; raise seq_len or say overflow: drop"
+                )
+    if not facts["train_rows"]:
+        raise DataError("no row is left to train on")
+    if not facts["train_supervised_tokens"]:
+        raise DataError("no token of the data set carries loss")
+
+
+def read_examples(data: Artifact, limit: int | None = None) -> list[list[dict[str, str]]]:
+    """The evaluation conversations of a data set, in the order of their content hash."""
+    out: list[list[dict[str, str]]] = []
+    for path in sorted((data.path / "examples").glob("examples-*.parquet")):
+        for text in pq.read_table(path).column("conversation").to_pylist():
+            out.append(json.loads(text)["messages"])
+            if limit is not None and len(out) == limit:
+                return out
+    return out
+
+
+def read_conversations(source: FileSource | BuiltinSource, folder: Path) -> list[list[dict[str, str]]]:
+    """All conversations of a (small) source, such as a held-out task; every row must be valid.
+
+    Raises:
+        DataError: a row is not a conversation; names the line.
+    """
+    file = write_builtin(source, folder) if isinstance(source, BuiltinSource) else source
+    form, _ = _format_of(0, file)
+    out = []
+    for chunk in source_chunks(0, file):
+        for raw in read_chunk(chunk):
+            try:
+                if raw.record is None:
+                    raise DataError(raw.problem)
+                out.append(to_messages(raw.record, form, file.columns, file.system))
+            except DataError as error:
+                raise DataError(f"{chunk.path}:{raw.line}: {error}") from None
+    return out
+
+
+def renderer_of(data: Artifact) -> ChatRenderer:
+    """The renderer that a data set was made with."""
+    return load_renderer(data.path / "tokenizer")
+
+
+def _template(config: DataConfig) -> str | None:
+    if config.chat_template is None:
+        return None
+    try:
+        return Path(config.chat_template).read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"data.chat_template {config.chat_template}: {error.strerror}") from None

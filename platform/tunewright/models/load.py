@@ -1,0 +1,80 @@
+"""Folders -> tokenizers and weights. Reads safetensors only and never runs code from a model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.errors import DataError, ModelError
+from tunewright.models.chat import ChatRenderer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The fast tokenizer in `folder`.
+
+    Raises:
+        ModelError: there is none, or it would need code from the folder.
+    """
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder} has no tokenizer.json; a fast tokenizer is needed")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def load_renderer(folder: Path, template: str | None = None) -> ChatRenderer:
+    """The chat renderer of a tokenizer folder; stop tokens of its generation_config.json are heeded."""
+    stops: Any = []
+    config = folder / "generation_config.json"
+    if config.is_file():
+        stops = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id") or []
+    try:
+        return ChatRenderer(load_tokenizer(folder), template, stops if isinstance(stops, list) else [stops])
+    except DataError as error:
+        raise ModelError(f"{folder}: {error}") from None
+
+
+def save_tokenizer(renderer: ChatRenderer, folder: Path) -> None:
+    """Write the tokenizer with the template and stop tokens actually used, to be loaded as above."""
+    renderer.tokenizer.chat_template = renderer.template
+    renderer.tokenizer.save_pretrained(folder)
+    stops = {"eos_token_id": sorted(renderer.stop_ids), "pad_token_id": renderer.pad_id}
+    (folder / "generation_config.json").write_text(json.dumps(stops, indent=2), encoding="utf-8")
+
+
+def load_model(base_folder: Path, adapter_folder: Path | None, dtype: torch.dtype) -> PreTrainedModel:
+    """The causal language model of `base_folder`, with the adapter on it, in evaluation mode.
+
+    Raises:
+        ModelError: the folder holds no safetensors weights that transformers can load.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base_folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the model in {base_folder} cannot be loaded: {error}") from error
+    if adapter_folder is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(
+            model, str(adapter_folder), is_trainable=False, autocast_adapter_dtype=False
+        )
+    model.eval()
+    loaded: PreTrainedModel = model
+    return loaded

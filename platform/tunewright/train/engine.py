@@ -1,0 +1,196 @@
+"""The DeepSpeed engine: built from a `TrainConfig`, its trainable state taken out and put back.
+
+Taking out and putting back are collective: every worker calls them, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tunewright.config import TrainConfig
+from tunewright.errors import ResumeMismatch
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Engine:
+    """A DeepSpeed engine with what the loop needs to know of it.
+
+    Attributes:
+        deepspeed: the engine; its `module` is the model.
+        named: the trainable parameters by name, in the same order on all workers.
+    """
+
+    deepspeed: Any
+    named: list[tuple[str, Any]]
+    stage: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = rate
+
+    def trainable_state(self) -> dict[str, torch.Tensor]:
+        """fp32 weights (`w/NAME`) and Adam moments (`m/`, `v/`) on the CPU, the same on every worker."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        out = {}
+        for name, parameter in self.named:
+            values = {
+                "w": safe_get_full_fp32_param(parameter),
+                "m": safe_get_full_optimizer_state(parameter, "exp_avg"),
+                "v": safe_get_full_optimizer_state(parameter, "exp_avg_sq"),
+            }
+            for kind, value in values.items():
+                out[f"{kind}/{name}"] = value.detach().float().cpu().clone().contiguous()
+        return out
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], adam_step: int) -> None:
+        """Put a trainable state back; `adam_step` counts the optimizer steps it has seen.
+
+        Raises:
+            ResumeMismatch: the state is of other parameters.
+        """
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        self._check(tensors)
+        for name, parameter in self.named:
+            safe_set_full_fp32_param(parameter, tensors[f"w/{name}"])
+            safe_set_full_optimizer_state(parameter, tensors[f"m/{name}"], "exp_avg")
+            safe_set_full_optimizer_state(parameter, tensors[f"v/{name}"], "exp_avg_sq")
+        for state in self.deepspeed.optimizer.optimizer.state.values():
+            if "step" in state:  # without it the bias correction would start anew
+                state["step"].fill_(float(adam_step))
+        self.deepspeed.global_steps = adam_step
+        self._refresh_model_weights(tensors)
+
+    def materialise_optimizer(self, zero_loss: Callable[[], torch.Tensor]) -> None:
+        """Make Adam's moments exist, by one step without learning rate or gradient.
+
+        They must exist before they can be set; whoever calls this restores a state next.
+
+        Args:
+            zero_loss: a forward pass whose loss is multiplied by zero.
+        """
+        self.set_learning_rate(0.0)
+        for _ in range(self.deepspeed.gradient_accumulation_steps()):
+            self.deepspeed.backward(zero_loss())
+            self.deepspeed.step()
+
+    def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self.named:
+            found = tensors.get(f"w/{name}")
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            if found is None or tuple(found.shape) != shape:
+                raise ResumeMismatch(
+                    f"the checkpoint has {'no' if found is None else tuple(found.shape)} weight for {name}, "
+                    f"which has shape {shape} here"
+                )
+
+    def _refresh_model_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copy the fp32 weights into the model; else the next forward pass would use stale ones."""
+        if self.stage <= 2:
+            self.deepspeed.optimizer.update_lp_params()
+            return
+        import deepspeed
+        import torch.distributed as dist
+
+        with deepspeed.zero.GatheredParameters([p for _, p in self.named], modifier_rank=0):
+            if dist.get_rank() == 0:
+                for name, parameter in self.named:
+                    parameter.data.copy_(tensors[f"w/{name}"])
+
+
+def build_engine(model: torch.nn.Module, config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Engine:
+    """Wrap `model` for ZeRO; torch.distributed must be initialised already.
+
+    The number of workers is the process group's: `workers` of the configuration may differ after
+    a resume on another cluster, and the global batch stays what it is.
+    """
+    import deepspeed
+    import torch
+    import torch.distributed as dist
+
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [p for _, p in named],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.weight_decay,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=[p for _, p in named],
+        optimizer=optimizer,
+        config=deepspeed_config(config, dist.get_world_size(), dtype == torch.bfloat16),
+        dist_init_required=False,
+    )
+    return Engine(engine, named, config.zero.stage, device, dtype)
+
+
+def deepspeed_config(config: TrainConfig, world: int, bf16: bool) -> dict[str, Any]:
+    """The JSON that DeepSpeed takes; every number stated, nothing `auto`."""
+    micro = config.micro_batch_size
+    accumulation = accumulation_steps(config, world)
+    return {
+        "train_batch_size": micro * accumulation * world,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": bf16},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+        "zero_optimization": {
+            "stage": config.zero.stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": 50_000_000,
+            "allgather_bucket_size": 50_000_000,
+        },
+    }
+
+
+def accumulation_steps(config: TrainConfig, world: int) -> int:
+    """Micro batches a worker takes per optimizer step.
+
+    Raises:
+        ResumeMismatch: the global batch cannot be split over `world` workers.
+    """
+    unit = config.micro_batch_size * world
+    if config.global_batch_size % unit:
+        fitting = [
+            w
+            for w in range(1, config.global_batch_size + 1)
+            if config.global_batch_size % (config.micro_batch_size * w) == 0
+        ]
+        raise ResumeMismatch(
+            f"global_batch_size={config.global_batch_size} cannot be split over {world} workers of "
+            f"micro_batch_size={config.micro_batch_size}; possible numbers of workers: {fitting}"
+        )
+    return config.global_batch_size // unit
+
+
+def prepare_process() -> None:
+    """Join DeepSpeed to the process group that already exists, without compiling anything.
+
+    On Linux CPUs DeepSpeed would build a shared-memory operator with g++ at start; images without
+    a compiler could not train, and workers would race for the build.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    import deepspeed
+    import torch.distributed as dist
+
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)

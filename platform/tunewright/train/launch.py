@@ -1,0 +1,231 @@
+"""The train stage: data + base (+ a sweep's best checkpoint) -> a trained model, on Ray Train."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from tunewright.artifacts import Artifact, Plan, Store, code_hash, digest, read_json
+from tunewright.config import TrainConfig
+from tunewright.errors import ClusterError, ModelError, TrainError, TunewrightError
+from tunewright.models.base import model_folder
+from tunewright.train.worker import ScorerFactory, WorkerSpec, read_metrics, train_worker
+
+STAGE_CODE = ("train", "models/load", "data/shards")
+Progress = Callable[[dict[str, float]], None]
+PLACEMENT_ONLY = {"workers", "worker_resources", "max_failures", "keep_checkpoints", "save_steps", "logging_steps"}
+"""Settings that change neither the weights nor what is reported of them."""
+
+
+def train_plan(
+    config: TrainConfig, base: Artifact, data: Artifact, seed: int, start: Artifact | None = None
+) -> Plan:
+    """The identity of a training: its parents, hyperparameters, seed and code."""
+    parents = {"base": base.ref, "data": data.ref}
+    if start is not None:
+        parents["start"] = start.ref
+    return Plan("train", parents, {**config.model_dump(mode="json"), "seed": seed}, code_hash(*STAGE_CODE))
+
+
+def identity(config: TrainConfig, base: Artifact, data: Artifact, seed: int) -> str:
+    """Hash of what decides the weights at a step; the number of workers is not part of it."""
+    deciding = config.model_dump(mode="json", exclude=PLACEMENT_ONLY | {"eval_steps", "zero", "micro_batch_size"})
+    return digest({"config": deciding, "base": base.ref, "data": data.ref, "seed": seed})
+
+
+def train(
+    store: Store,
+    config: TrainConfig,
+    base: Artifact,
+    data: Artifact,
+    seed: int,
+    plan: Plan,
+    start: Path | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Train as planned, from the newest checkpoint of an earlier, killed try if there is one.
+
+    Raises:
+        TrainError: workers were lost more often than `max_failures`, or the loop refused.
+        ClusterError: the cluster is smaller than the run.
+    """
+    started = time.monotonic()
+    work = store.work_dir(plan)
+    spec = WorkerSpec(
+        config=config,
+        seed=seed,
+        identity=identity(config, base, data, seed),
+        base=str(model_folder(base)),
+        data=str(data.path),
+        work=str(work),
+        stop_step=None,
+        start=str(start) if start else None,
+        export=True,
+        make_scorer=None,
+    )
+    with following(work / "metrics.jsonl", progress):
+        run_workers(spec)
+    outcome = read_json(work / "outcome.json")
+    out = work / "out"
+    shutil.copytree(data.path / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    shutil.copy(work / "metrics.jsonl", out / "metrics.jsonl")
+    facts = {"method": config.method.type, "parameters": _trained_parameters(out), **outcome}
+    artifact = store.publish(plan, out, facts, time.monotonic() - started)
+    shutil.rmtree(work)
+    return artifact
+
+
+def run_workers(spec: WorkerSpec, callbacks: list[Any] | None = None) -> None:
+    """Run the spec in a Ray Train worker group; blocks until it is done.
+
+    Ray's own checkpoints are not used: `report` is not durable when it returns, and a damaged
+    snapshot stops a run for good. Each attempt has a run name of its own, and finds what earlier
+    ones saved in the spec's work folder.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    config = spec.config
+    resources = config.worker_resources
+    use_gpu = resources.gpus > 0
+    per_worker = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if use_gpu else {})
+    check_cluster(config.workers, resources.cpus, resources.gpus)
+    attempts = Path(spec.work) / "ray"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"spec": spec},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=per_worker
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{time.time_ns()}",
+            storage_path=str(attempts),
+            failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=3),
+            callbacks=[_stop_on_own_error(), *(callbacks or [])],
+            worker_runtime_env={"env_vars": worker_env(resources.cpus)},
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _own_error(error) from error
+    finally:
+        shutil.rmtree(attempts, ignore_errors=True)
+
+
+def worker_env(cpus: float) -> dict[str, str]:
+    """Environment of training workers: no oversubscribed threads, no network, no banners."""
+    return {
+        "OMP_NUM_THREADS": str(max(1, round(cpus))),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "DS_SKIP_CUDA_CHECK": "1",
+    }
+
+
+def check_cluster(workers: int, cpus: float, gpus: float) -> None:
+    """Raises `ClusterError` when the whole cluster, were it idle, could not hold the workers."""
+    import ray
+
+    have = ray.cluster_resources()
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        need = workers * each
+        if need > have.get(name, 0.0) + 1e-9:
+            fits = int(have.get(name, 0.0) // each)
+            raise ClusterError(
+                f"train.workers={workers} of {each:g} {name} need {need:g} {name}, "
+                f"but the cluster has {have.get(name, 0.0):g}. Set train.workers to at most {fits}, "
+                f"lower train.worker_resources, or add nodes"
+            )
+
+
+@contextmanager
+def following(path: Path, progress: Progress | None) -> Iterator[None]:
+    """Call `progress` with each new line of a metrics file while the block runs."""
+    if progress is None:
+        yield
+        return
+    done = Event()
+    seen = {int(m["step"]) for m in read_metrics(path)}
+
+    def poll() -> None:
+        for metrics in read_metrics(path):
+            if int(metrics["step"]) not in seen:
+                seen.add(int(metrics["step"]))
+                progress(metrics)
+
+    def follow() -> None:
+        while not done.wait(0.5):
+            poll()
+        poll()
+
+    thread = Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _stop_on_own_error() -> Any:
+    """A callback that ends the run at once on an error that a retry would only repeat."""
+    from ray.train import UserCallback
+
+    class StopOnOwnError(UserCallback):  # type: ignore[misc]
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                own = _unwrap(error)
+                if own is not None:
+                    raise own
+
+    return StopOnOwnError()
+
+
+def _own_error(error: Exception) -> TunewrightError:
+    """The error of ours inside Ray's, or a `TrainError` with the last line of what failed."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    for cause in [*failures.values(), error, getattr(error, "controller_failure", None)]:
+        own = _unwrap(cause)
+        if own is not None:
+            return own
+    lines = str(next(iter(failures.values()), error)).strip().splitlines()
+    return TrainError(f"training failed: {lines[-1] if lines else type(error).__name__}")
+
+
+def _unwrap(error: BaseException | None) -> TunewrightError | None:
+    """The innermost cause of ours, if there is one."""
+    while error is not None:
+        if isinstance(error, TunewrightError):
+            return error
+        for inner in (getattr(error, "cause", None), getattr(error, "_base_exc", None), error.__cause__):
+            if isinstance(inner, BaseException) and inner is not error:
+                break
+        else:
+            return None
+        error = inner
+    return None
+
+
+def _trained_parameters(out: Path) -> int:
+    from safetensors import safe_open
+
+    count = 0
+    for path in [*out.glob("adapter/*.safetensors"), *out.glob("model/*.safetensors")]:
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                size = 1
+                for side in file.get_slice(name).get_shape():
+                    size *= side
+                count += size
+    if not count:
+        raise ModelError(f"{out}: nothing was trained")
+    return count

@@ -1,0 +1,190 @@
+"""What runs in each Ray Train worker: set up the process, load, train, write the result."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.config import TrainConfig
+from tunewright.train.loop import Job, Loop, Metrics, Outcome, Scorer
+
+if TYPE_CHECKING:
+    import torch
+
+ScorerFactory = Callable[[], Scorer]
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Everything a worker needs; paths must be visible from all nodes.
+
+    Attributes:
+        base: Hugging Face folder of the base model.
+        data: folder of the data artifact.
+        work: folder of this training: checkpoints, metrics, result.
+        init: a folder of a model to train further in full, instead of the base (None: the base).
+        export: whether to write the trained model; sweep trials do not.
+        make_scorer: builds the task's scorer in the worker, or None.
+    """
+
+    config: TrainConfig
+    seed: int
+    identity: str
+    base: str
+    data: str
+    work: str
+    stop_step: int | None
+    start: str | None
+    export: bool
+    make_scorer: ScorerFactory | None
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """Entry point of a Ray Train worker; `loop_config["spec"]` is a `WorkerSpec`.
+
+    A worker group that is restarted comes here again and goes on from the newest checkpoint; a
+    training that is already finished only writes its result again.
+    """
+    import ray.train
+
+    spec: WorkerSpec = loop_config["spec"]
+    context = ray.train.get_context()
+    outcome = run_spec(spec, context.get_world_rank(), ray.train.report)
+    if context.get_world_rank() == 0:
+        final = {**outcome.metrics, "steps": outcome.step, "tokens": outcome.tokens}
+        _write_json(Path(spec.work) / "outcome.json", final)
+
+
+def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> Outcome:
+    """Train as the spec says, in a process that has a torch.distributed group already."""
+    import torch
+
+    from tunewright.data.shards import PackedRows
+    from tunewright.models.load import load_model
+    from tunewright.train.engine import build_engine, prepare_process
+    from tunewright.train.methods import apply_method, export
+
+    _quiet()
+    prepare_process()
+    config = spec.config
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, round(config.worker_resources.cpus)))
+    dtype = compute_dtype(config.precision, device.type)
+    model = load_model(Path(spec.base), None, dtype)
+    model.config.use_cache = False
+    trained = apply_method(model, config.method, spec.seed)
+    if config.gradient_checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    trained.train()
+    engine = build_engine(trained, config, dtype, device)
+    work = Path(spec.work)
+    writer = MetricsWriter(work / "metrics.jsonl") if rank == 0 else None
+
+    def on_step(metrics: Metrics) -> None:
+        if writer is not None:
+            writer.append(metrics)
+        if "eval_loss" in metrics or spec.make_scorer is not None:
+            report({**metrics, "training_step": metrics["step"]})
+
+    job = Job(
+        config=config,
+        seed=spec.seed,
+        identity=spec.identity,
+        checkpoints=work / "checkpoints",
+        stop_step=spec.stop_step,
+        start=Path(spec.start) if spec.start else None,
+    )
+    scorer = spec.make_scorer() if spec.make_scorer else None
+    train, evaluation = (PackedRows(Path(spec.data) / split) for split in ("train", "eval"))
+    outcome = Loop(job, engine, train, evaluation, on_step, scorer).run()
+    if spec.export and rank == 0:
+        kind = "model" if config.method.type == "full" else "adapter"
+        export(trained, outcome.weights, config.method, work / "out" / kind)
+    return outcome
+
+
+def compute_dtype(precision: str, device: str) -> torch.dtype:
+    """bf16 where it is asked for, or where `auto` finds hardware that computes in it; else fp32."""
+    import torch
+
+    if precision == "auto":
+        precision = "bf16" if has_bf16(device) else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def has_bf16(device: str) -> bool:
+    """Whether the device multiplies matrices in bf16 by itself, rather than by emulation."""
+    import torch
+
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+class MetricsWriter:
+    """Appends figures as JSON lines; after a resume, lines of steps that are taken again are dropped."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def append(self, metrics: Metrics) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        last = _step_of(lines[-1]) if lines else 0
+        line = json.dumps({k: round(v, 8) if isinstance(v, float) else v for k, v in metrics.items()})
+        if last < metrics["step"]:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        else:
+            kept = [old for old in lines if _step_of(old) < metrics["step"]]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("\n".join([*kept, line]) + "\n", encoding="utf-8")
+            temporary.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The figures of a metrics file; a line that a dying process left unfinished is ignored."""
+    if not path.exists():
+        return []
+    out = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            out.append(json.loads(line))
+        except ValueError:
+            continue
+    return out
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return 0.0
+
+
+def _write_json(path: Path, value: Any) -> None:
+    from tunewright.artifacts import write_json
+
+    write_json(path, value)
+
+
+def _quiet() -> None:
+    """Keep libraries' progress bars and banners out of the workers' logs."""
+    import logging
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
