@@ -24,17 +24,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 runs_app = typer.Typer(help="What was run, and how it ended.", no_args_is_help=True)
-models_app = typer.Typer(help="Registered versions and the aliases that move between them.", no_args_is_help=True)
+models_app = typer.Typer(
+    help="Registered versions and the aliases that move between them.", no_args_is_help=True
+)
 app.add_typer(runs_app, name="runs")
 app.add_typer(models_app, name="models")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file that describes the run.")]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the file; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the file; repeatable."),
 ]
 Address = Annotated[
     str | None,
-    typer.Option("--address", metavar="RAY", help="Dashboard of a running Ray. RAY_ADDRESS, else a local Ray."),
+    typer.Option(
+        "--address", metavar="RAY", help="Dashboard of a running Ray. RAY_ADDRESS, else a local Ray."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
 StoreRoot = Annotated[
@@ -53,49 +58,37 @@ def main() -> None:
 
 
 @app.command()
-def run(
-    config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False
-) -> None:
+def run(config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False) -> None:
     """Run the whole line as a Ray job: data, sweep, training, evaluation, registry, endpoint."""
     _line(config, sets, address, as_json, until=None)
 
 
 @app.command()
-def prepare(
-    config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False
-) -> None:
+def prepare(config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False) -> None:
     """Make the base model and the packed shards; stop there."""
     _line(config, sets, address, as_json, until="data")
 
 
 @app.command()
-def sweep(
-    config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False
-) -> None:
+def sweep(config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False) -> None:
     """Go on to the best hyperparameters; stop there."""
     _line(config, sets, address, as_json, until="sweep")
 
 
 @app.command()
-def train(
-    config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False
-) -> None:
+def train(config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False) -> None:
     """Go on to the trained model; stop there."""
     _line(config, sets, address, as_json, until="train")
 
 
 @app.command()
-def evaluate(
-    config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False
-) -> None:
+def evaluate(config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False) -> None:
     """Go on to the scores of base and tuned model; stop there."""
     _line(config, sets, address, as_json, until="evaluate")
 
 
 @app.command()
-def register(
-    config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False
-) -> None:
+def register(config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False) -> None:
     """Go on to the registered version and its alias; stop there."""
     _line(config, sets, address, as_json, until="register")
 
@@ -109,7 +102,9 @@ def deploy(
     model: Annotated[
         str | None, typer.Option(help="MODEL@ALIAS or MODEL@vN instead of the configured one.")
     ] = None,
-    address: Annotated[str | None, typer.Option(metavar="RAY", help="A running Ray. Else a local one.")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="RAY", help="A running Ray. Else a local one.")
+    ] = None,
     store: StoreRoot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -121,9 +116,13 @@ def deploy(
 
 @app.command()
 def chat(
-    message: Annotated[str | None, typer.Argument(help="Ask this and end; a conversation when left out.")] = None,
+    message: Annotated[
+        str | None, typer.Argument(help="Ask this and end; a conversation when left out.")
+    ] = None,
     url: Annotated[str, typer.Option(help="The endpoint.")] = "http://127.0.0.1:8000/v1",
-    model: Annotated[str | None, typer.Option(help="One of the endpoint's models; its first if left out.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="One of the endpoint's models; its first if left out.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message for the conversation.")] = None,
     key: Annotated[
         str | None,
@@ -237,7 +236,9 @@ def doctor(store: StoreRoot = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
     else:
-        print_table([{"check": r["name"], "": r["state"], "found": r["found"], "do": r["do"]} for r in rows], "")
+        print_table(
+            [{"check": r["name"], "": r["state"], "found": r["found"], "do": r["do"]} for r in rows], ""
+        )
     raise typer.Exit(1 if any(check.state == "fail" for check in checks) else 0)
 
 
@@ -250,7 +251,9 @@ def version(as_json: AsJson = False) -> None:
         print(tunewright.__version__)
 
 
-def _line(config: Path, sets: list[str] | None, address: str | None, as_json: bool, until: str | None) -> None:
+def _line(
+    config: Path, sets: list[str] | None, address: str | None, as_json: bool, until: str | None
+) -> None:
     from tunewright.submit import run_line
 
     raise typer.Exit(run_line(config, sets or [], address, until, as_json))
@@ -269,7 +272,9 @@ def _registry(store: Path | None) -> Any:
 
     root = _root(store)
     if not root.is_dir():
-        raise StoreError(f"there is no store at {root}; give --store FOLDER, or make one: tunewright run CONFIG")
+        raise StoreError(
+            f"there is no store at {root}; give --store FOLDER, or make one: tunewright run CONFIG"
+        )
     return Registry(Store(root))
 
 

@@ -34,7 +34,9 @@ SHM_GIB = 1.0
 OPEN_FILES = 1024
 PORTS = {8000: "serve.port", 8265: "Ray's dashboard"}
 SOCKET_PATH_LIMIT = 107
-RAY_SOCKET_PATH = len("/tw-1234567-abcdefgh/1/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+RAY_SOCKET_PATH = len(
+    "/tw-1234567-abcdefgh/1/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+)
 GIB = 1024**3
 
 State = Literal["ok", "warn", "fail"]
@@ -127,7 +129,9 @@ def check_pins(constraints: Path) -> Iterator[Check]:
 def check_cores(cores: int) -> Check:
     if cores >= 2:
         return Check("cores", "ok", str(cores))
-    return Check("cores", "warn", str(cores), "training with 2 workers on one core is slow; set train.workers=1")
+    return Check(
+        "cores", "warn", str(cores), "training with 2 workers on one core is slow; set train.workers=1"
+    )
 
 
 def check_memory(available_gib: float) -> Check:
@@ -171,7 +175,9 @@ def check_store(root: Path) -> Check:
         parent = _nearest(root)
         if parent.is_dir() and os.access(parent, os.W_OK):
             return Check("store", "ok", f"{root} will be made")
-        return Check("store", "fail", f"{parent} cannot be written", "set TUNEWRIGHT_STORE to a folder that can")
+        return Check(
+            "store", "fail", f"{parent} cannot be written", "set TUNEWRIGHT_STORE to a folder that can"
+        )
     try:
         Store(root)
     except StoreError as error:
@@ -201,7 +207,9 @@ def check_gpu() -> Iterator[Check]:
     yield Check("gpu", "ok", "; ".join(line.partition(" (UUID")[0] for line in done.stdout.splitlines()))
     torch = _installed("torch") or ""
     if torch.endswith("+cpu"):
-        yield Check("gpu torch", "warn", f"torch {torch} is built for the CPU", "install a CUDA build of torch")
+        yield Check(
+            "gpu torch", "warn", f"torch {torch} is built for the CPU", "install a CUDA build of torch"
+        )
 
 
 def check_bf16(cpuinfo: Path) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 import urllib.request
@@ -82,7 +83,9 @@ def _connected(address: str | None) -> Iterator[None]:
         return
     import ray
 
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, namespace="tunewright", logging_level="warning", log_to_driver=False)
+    signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
     try:
         yield
     finally:

@@ -24,8 +24,10 @@ from pathlib import Path
 
 import psutil
 
-TERM_GRACE_S = 5.0
-"""From the polite signal to the command, until SIGKILL to whatever is left."""
+COMMAND_GRACE_S = 5.0
+"""What the command has to end itself and its own after SIGTERM."""
+ORPHAN_GRACE_S = 1.0
+"""What is still there then has so long after its own SIGTERM, until SIGKILL."""
 KILL_WAIT_S = 5.0
 POLL_S = 0.2
 
@@ -40,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: asked.append(received))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not SIG_IGN: the command would inherit it, and no job below could be stopped with SIGINT.
+    signal.signal(signal.SIGINT, lambda *_: None)
     with (folder / "start.log").open("wb") as log:
         child = subprocess.Popen(
             command,
@@ -60,15 +63,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def end_descendants(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to `child`, which ends its own; after a bounded wait SIGKILL to every descendant left."""
+    """End `child`, then every descendant it left: politely, after a bounded wait by SIGKILL."""
     # Where there is no subreaper, an orphan is still found if it was a descendant before.
     known = _descendants()
     if child.poll() is None:
         child.terminate()
-    _wait_until_gone(known, TERM_GRACE_S)
-    for process in _left(known):
-        _signal(process, signal.SIGKILL)
-    _wait_until_gone(known, KILL_WAIT_S)
+        try:
+            child.wait(COMMAND_GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+    for number, wait_s in ((signal.SIGTERM, ORPHAN_GRACE_S), (signal.SIGKILL, KILL_WAIT_S)):
+        for process in _left(known):
+            _signal(process, number)
+        _wait_until_gone(known, wait_s)
 
 
 def _descendants() -> set[psutil.Process]:
@@ -90,8 +97,9 @@ def _left(known: set[psutil.Process]) -> set[psutil.Process]:
 def _wait_until_gone(known: set[psutil.Process], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
+        left = _left(known)
         _reap()
-        if not _left(known):
+        if not left:
             return
         time.sleep(0.05)
 

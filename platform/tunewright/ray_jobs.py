@@ -27,6 +27,7 @@ JOB_STOP_WAIT_S = 60
 LOST_AFTER_S = 60.0
 """A cluster that does not answer for so long is given up."""
 STATUS_PERIOD_S = 0.4
+TAIL_PERIOD_S = 1.0
 INTERRUPTED = 130
 DEFAULT_TOKEN = Path("~/.ray/auth_token").expanduser()
 RAY_NOISE = ("Running entrypoint for job ", "Runtime env is setting up.")
@@ -137,7 +138,7 @@ async def _tail(client: JobSubmissionClient, submission_id: str, printer: _Print
         except (RuntimeError, OSError, aiohttp.ClientError):
             # `_wait_for_end` decides when a silent cluster is a lost one.
             pass
-        await asyncio.sleep(1)
+        await asyncio.sleep(TAIL_PERIOD_S)
 
 
 def _stop(client: JobSubmissionClient, submission_id: str, printer: _Printer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -108,6 +109,7 @@ def _start_guard(local: LocalRay, num_cpus: int) -> subprocess.Popen[bytes]:
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={_port(local.address)}",
         f"--ray-client-server-port={client_port}",
+        "--dashboard-agent-listen-port=0",  # its default is one fixed port of the machine
         f"--num-cpus={num_cpus}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={local.folder}",
@@ -134,18 +136,26 @@ def _stop_guard(guard: subprocess.Popen[bytes]) -> None:
 
 def _wait_until_ready(local: LocalRay, guard: subprocess.Popen[bytes]) -> str | None:
     """None when jobs can be submitted, else what is wrong."""
-    request = urllib.request.Request(f"{local.address}/api/version")  # noqa: S310 - http to the loopback
-    request.add_header("Authorization", f"Bearer {local.token}")
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline and guard.poll() is None:
-        try:
-            with urllib.request.urlopen(request, timeout=5):  # noqa: S310
-                return None
-        except OSError:
-            time.sleep(0.1)
+        if _has_node(local):
+            return None
+        time.sleep(0.1)
     log = local.folder / "start.log"
     said = log.read_text(errors="replace").split("\n") if log.exists() else []
     return " | ".join(line.strip() for line in said if line.strip())[-600:] or "it said nothing"
+
+
+def _has_node(local: LocalRay) -> bool:
+    """Whether the node has joined; the dashboard answers seconds before it."""
+    request = urllib.request.Request(f"{local.address}/nodes?view=summary")  # noqa: S310 - http, loopback
+    request.add_header("Authorization", f"Bearer {local.token}")
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+            nodes = json.load(answer)["data"]["summary"]
+    except OSError:
+        return False
+    return any(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
 
 def _port(address: str) -> str:

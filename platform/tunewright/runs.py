@@ -29,10 +29,10 @@ def read_summary(root: Path, name: str) -> dict[str, Any]:
     if path.parent.parent == root / "runs" and path.is_file():
         summary: dict[str, Any] = read_json(path)
         return summary
-    names = ", ".join(sorted(p.name for p in (root / "runs").glob("*") if p.is_dir())) or "none yet"
-    if path.parent.is_dir() and name in names:
+    names = sorted(p.name for p in (root / "runs").glob("*") if p.is_dir())
+    if name in names:
         raise StoreError(f"run {name} has no summary: it has not come to its end; run it again to go on")
-    raise StoreError(f"there is no run {name} in {root}; runs: {names}")
+    raise StoreError(f"there is no run {name} in {root}; runs: {', '.join(names) or 'none yet'}")
 
 
 def list_versions(registry: Registry) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from tunewright.evaluate.tasks import Task
 from tunewright.report import summary_table, write_report
 from tunewright.report.charts import spread
 from tunewright.report.table import WIDTH
-from tunewright.report.text import duration
+from tunewright.report.text import NONE, duration
 
 EVIL = '<script>alert("$x$")</script>&\'\u2028'
 
@@ -96,9 +96,10 @@ def sample() -> dict[str, Any]:
         "tokens_per_s": 9123.4,
         "data": {
             "funnel": [{"source": "builtin", "read": 5000, "rejected": 80, "duplicates": 41, "kept": 4879}],
-            "reasons": {"broken JSON": 42, "empty answer": 38, "redacted": 79},
-            "train_rows": 4635,
-            "eval_rows": 244,
+            "reasons": {"broken JSON": 42, "message 1 (assistant) is empty": 38},
+            "personal_data_redacted": {"email": 39, "card": 41},
+            "train_rows": 463,
+            "eval_rows": 24,
             "tokens": 412345,
         },
         "paths": {"store": "/data/tw", "report": "/data/tw/runs/quickstart/report.html"},
@@ -114,16 +115,11 @@ def sample() -> dict[str, Any]:
 
 
 def bare() -> dict[str, Any]:
-    """A run without tasks, sweep, endpoint or version: what `summary` holds then."""
+    """A run that stopped after its first stage: what is not there is None."""
     run = sample()
-    nothing = {"model": "hub/model", "exact_match": None, "loss": None, "fields": {}}
-    run["summary"] |= {"base": nothing, "tuned": nothing, "winner": None, "trials": 0, "version": None,
-                       "endpoint": None, "served_equals_evaluated": None, "alias": None}  # fmt: skip
-    return run | {
-        "metrics": {"train": []},
-        "trials": [],
-        "evaluation": {"base": {}, "tuned": {}, "compare": {}},
-    }
+    missing = ("base", "tuned", "winner", "version", "alias", "endpoint", "served_equals_evaluated", "data")
+    run["summary"] |= dict.fromkeys((*missing, "tokens_per_s")) | {"trials": 0}
+    return run | {"metrics": {"train": []}, "trials": [], "evaluation": {}}
 
 
 class Page(HTMLParser):
@@ -140,7 +136,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in ("meta", "br", "link"):
+        if tag not in ("meta", "br", "link", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -166,14 +162,15 @@ def page_of(run: dict[str, Any], folder: Path) -> tuple[str, Page]:
 
 def test_page_shows_the_figures_of_the_run(tmp_path: Path) -> None:
     _, page = page_of(sample(), tmp_path)
-    text = " ".join(" ".join(page.texts).split())
+    text = " ".join("".join(page.texts).split())
     for wanted in (
         "quickstart@v1", "0.850", "17 of 20 right; 95 % interval 0.640 to 0.948", "8 of 8 equal", "prod",
         "http://127.0.0.1:8000/v1", "9,123 tokens/s", "fixed 17 and broke 0",
         "both models are right on 0 and wrong on 3",
         "My order number is TW-4803", '"order":"TW-8403"', "4,879", "412,345", "evaluate/04",
         "/data/tw/runs/quickstart/report.html", "learning_rate", "0.003", "stopped", "3 min 35 s",
-        "min_exact_match", "✓ passed", "broken JSON 42",
+        "min_exact_match", "✓ passed", "broken JSON (42); message 1 (assistant) is empty (38).",
+        "redacted: email (39), card (41).",
     ):  # fmt: skip
         assert wanted in text, wanted
     assert page.tags.count("svg") == 4
@@ -246,11 +243,11 @@ def test_hostile_texts_are_shown_and_never_run(tmp_path: Path) -> None:
     assert sum(EVIL in text for text in page.texts) > 20
 
 
-def test_a_run_without_tasks_sweep_or_endpoint_has_a_page(tmp_path: Path) -> None:
+def test_a_run_that_stopped_early_has_a_page(tmp_path: Path) -> None:
     _, page = page_of(bare(), tmp_path)
     text = " ".join(page.texts)
-    assert "No evaluation task was configured" in text and "hub/model" in text
-    assert "Sweep" not in text and "Endpoint" not in text and "svg" not in page.tags
+    assert "No evaluation task was run" in text and "Where everything lies" in text
+    assert not {"Sweep", "Endpoint", "Data", "Training"} & set(text.split()) and "svg" not in page.tags
 
 
 def test_a_text_task_has_no_json_rows(tmp_path: Path) -> None:
@@ -322,10 +319,16 @@ def test_table_is_never_wider_than_a_terminal_and_cuts_no_path() -> None:
     assert table == "\n".join(line.rstrip() for line in table.splitlines())
 
 
-def test_table_of_a_bare_run_has_dashes_for_what_was_not_measured() -> None:
+def test_table_of_a_run_that_stopped_early_has_what_there_is() -> None:
     table = summary_table(bare()["summary"])
-    assert "no version registered" in table and "–" in table  # noqa: RUF001
-    assert "endpoint" not in table and "best is trial" not in table
+    assert table.startswith("quickstart: no version registered, in 3 min 35 s\n\n  stage")
+    assert "where everything lies" in table
+
+
+def test_table_has_dashes_for_what_was_not_measured() -> None:
+    summary = sample()["summary"]
+    summary["base"]["loss"] = None
+    assert ["loss", NONE, "0.040", NONE] in [line.split() for line in summary_table(summary).splitlines()]
 
 
 @pytest.mark.parametrize(

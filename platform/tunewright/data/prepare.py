@@ -214,9 +214,12 @@ class _Documents:
             }
 
     def _text_documents(self, text: str) -> list[tuple[list[int], list[int]]]:
-        """A text and its end token, in pieces of at most seq_len tokens; every token carries loss."""
-        ids = list(self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
-        ids.append(int(self.renderer.tokenizer.eos_token_id))
+        """A text between its begin and end tokens, in pieces of at most seq_len; all carry loss."""
+        tokenizer = self.renderer.tokenizer
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids.append(int(tokenizer.eos_token_id))
+        if tokenizer.bos_token_id not in (None, tokenizer.eos_token_id):
+            ids.insert(0, int(tokenizer.bos_token_id))
         size = self.step.config.pack.seq_len
         return [(ids[at : at + size], [1] * len(ids[at : at + size])) for at in range(0, len(ids), size)]
 

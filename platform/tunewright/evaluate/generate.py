@@ -99,6 +99,14 @@ class EndpointGenerator:
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="ask") as pool:
             return list(pool.map(lambda prompt: self._ask(prompt, max_new_tokens), prompts))
 
+    def stream(self, prompt: Sequence[Message], max_new_tokens: int) -> str:
+        """The answer to one prompt, put together from a streaming reply."""
+        messages: Any = [dict(message) for message in prompt]
+        chunks = self._client.chat.completions.create(
+            model=self.model, messages=messages, max_tokens=max_new_tokens, temperature=0, stream=True
+        )
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
     def _ask(self, prompt: Sequence[Message], max_new_tokens: int) -> str:
         from openai import APIConnectionError, APIStatusError
 

@@ -36,7 +36,7 @@ def register_folder(store: Store, config: BaseModelConfig) -> tuple[Artifact, bo
     Raises:
         ModelError: not there, not a causal language model, pickled weights, or code of its own.
     """
-    folder = _locate(config)
+    folder = locate(config)
     check_folder(folder)
     files = {
         path.relative_to(folder).as_posix(): file_sha256(path)
@@ -97,7 +97,12 @@ def describe(folder: Path) -> dict[str, object]:
     }
 
 
-def _locate(config: BaseModelConfig) -> Path:
+def locate(config: BaseModelConfig) -> Path:
+    """The folder that `base:` names; a hub id is fetched.
+
+    Raises:
+        ModelError: no such folder, or a hub id that cannot be fetched.
+    """
     folder = Path(config.model).expanduser()
     if folder.is_dir():
         return folder.resolve()

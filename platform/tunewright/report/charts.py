@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INK, MUTED, GRID, BASE, TUNED = "#010203", "#010204", "#010205", "#010206", "#010207"
 CSS_COLOURS = {INK: "--ink", MUTED: "--muted", GRID: "--line", BASE: "--base", TUNED: "--tuned"}
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -86,6 +86,7 @@ def sweep_chart(name: str, trials: Sequence[Mapping[str, Any]], winner: int | No
         axes.set_ylabel(metric.replace("_", " "))
         if metric == "exact_match":
             axes.set_ylim(-0.03, 1.03)
+        axes.set_xlim(left=0)
         _whole_steps(axes)
         _name_ends(axes, ends, winner)
     return done[0]
@@ -166,7 +167,7 @@ def _bottom(group: Sequence[int], values: Sequence[float], gap: float) -> float:
 def _whole_steps(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(False, axis="x")
 
@@ -179,7 +180,7 @@ def _axes(name: str, width: float, height: float) -> Iterator[tuple[Axes, list[s
     from matplotlib.figure import Figure
 
     done: list[str] = []
-    with rc_context({**STYLE, "svg.hashsalt": name}):
+    with rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure.add_subplot(), done
@@ -196,7 +197,7 @@ def _page_svg(svg: str, name: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = svg.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
-    svg = re.sub(r"(font: (?:\w+ )*[\d.]+px) 'DejaVu Sans'(?:, [^;\"]*)?", r"\1 var(--font)", svg)
+    svg = re.sub(r"'DejaVu Sans'(?:, sans-serif)?", "var(--font)", svg)
     for colour, variable in CSS_COLOURS.items():
         svg = svg.replace(colour, f"var({variable})")
     return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1).strip()

@@ -10,7 +10,7 @@ from tunewright.artifacts import explained
 from tunewright.report import charts, text
 
 TEMPLATE = Path(__file__).with_name("page.html")
-LONGEST_TEXT = 1500
+LONGEST_TEXT = 700
 
 
 def write_report(
@@ -34,7 +34,7 @@ def write_report(
         summary=summary,
         tasks=[_task(name, evaluation) for name in evaluation.get("tuned") or {}],
         gates=evaluation.get("gates") or [],
-        losses=[_loss(name, rows) for name, rows in metrics.items() if rows],
+        losses=[_loss(name, rows) for name, rows in metrics.items() if _any_loss(rows)],
         sweep=_sweep(trials, summary["winner"]) if trials else None,
     )
     path = folder / "report.html"
@@ -54,13 +54,18 @@ def _render(**values: Any) -> str:
     for name in ("share", "difference", "count", "duration", "setting", "short_name"):
         environment.filters[name] = getattr(text, name)
     environment.filters["clip"] = _clip
+    environment.filters["with_breaks"] = _with_breaks
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
+
+
+def _any_loss(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(charts.series(rows, key) for key in ("loss", "eval_loss"))
 
 
 def _loss(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     title = {"base": "Pretraining of the base", "train": "Training of the version"}.get(name, name)
     said = [
-        f"{label} loss {points[0][1]:.3g} at step {points[0][0]}, {points[-1][1]:.3g} at step {points[-1][0]}"
+        f"{label} loss {', '.join(f'{loss:.3g} at step {step:g}' for step, loss in (points[0], points[-1]))}"
         for label, key in (("training", "loss"), ("evaluation", "eval_loss"))
         if (points := charts.series(rows, key))
     ]
@@ -75,7 +80,7 @@ def _sweep(trials: Sequence[Mapping[str, Any]], winner: Mapping[str, Any] | None
     found: dict[str, Any] = {"trials": trials, "winner": best, "names": names, "svg": None, "alt": ""}
     if measured:
         metric = measured[0]
-        said = [f"trial {t['trial']} {t['state']} at {points[-1][1]:.3g} after step {points[-1][0]}"
+        said = [f"trial {t['trial']} {t['state']} at {points[-1][1]:.3g} after step {points[-1][0]:g}"
                 for t in trials if (points := charts.series(t["history"], metric))]  # fmt: skip
         found["svg"] = _safe(charts.sweep_chart("sweep", trials, best, metric))
         found["alt"] = f"{metric.replace('_', ' ').capitalize()} of each trial: {'; '.join(said)}."
@@ -124,6 +129,13 @@ def _asked(prompt: Sequence[Mapping[str, Any]]) -> str:
 def _clip(value: str) -> str:
     left = len(value) - LONGEST_TEXT
     return value if left <= 0 else f"{value[:LONGEST_TEXT]}… and {left:,} more characters"
+
+
+def _with_breaks(value: str) -> Any:
+    """The text, escaped, that may be broken after each comma: JSON without spaces has no other place."""
+    from markupsafe import Markup
+
+    return Markup(",<wbr>").join(value.split(","))
 
 
 def _safe(svg: str) -> Any:

@@ -27,6 +27,8 @@ def _headline(summary: dict[str, Any]) -> list[str]:
 
 def _figures(summary: dict[str, Any]) -> list[str]:
     base, tuned = summary["base"], summary["tuned"]
+    if base is None or tuned is None:
+        return []
     names = {"exact match": "exact_match", "loss": "loss"}
     rows = [(name, base[key], tuned[key]) for name, key in names.items()]
     rows += [(f"field {name}", base["fields"].get(name), value) for name, value in tuned["fields"].items()]
@@ -36,14 +38,12 @@ def _figures(summary: dict[str, Any]) -> list[str]:
 
 
 def _facts(summary: dict[str, Any]) -> list[str]:
-    data, winner, equal = summary["data"], summary["winner"], summary["served_equals_evaluated"]
-    read = sum(row["read"] for row in data["funnel"])
-    rows = [
-        ("base model", summary["base"]["model"]),
-        ("data", f"{count(read)} rows read, {count(data['train_rows'])} to train on, "
-                 f"{count(data['eval_rows'])} to validate on, {count(data['tokens'])} tokens"),
-        ("training", f"{count(summary['tokens_per_s'])} tokens/s"),
-    ]  # fmt: skip
+    winner, equal, speed = summary["winner"], summary["served_equals_evaluated"], summary["tokens_per_s"]
+    rows = [("data", _data(summary["data"]))] if summary["data"] else []
+    if summary["base"]:
+        rows.insert(0, ("base model", summary["base"]["model"]))
+    if speed is not None:
+        rows.append(("training", f"{count(speed)} tokens/s"))
     if winner:
         params = ", ".join(f"{short_name(name)} {setting(value)}" for name, value in winner["params"].items())
         rows.append(("sweep", f"{summary['trials']} trials, best is trial {winner['trial']}: {params}"))
@@ -51,7 +51,15 @@ def _facts(summary: dict[str, Any]) -> list[str]:
         rows.append(("endpoint", summary["endpoint"]))
     if equal:
         rows.append(("served", f"{equal['equal']} of {equal['asked']} answers equal the evaluated ones"))
-    return _aligned(rows)
+    return _aligned(rows) if rows else []
+
+
+def _data(data: dict[str, Any]) -> str:
+    read, kept = (sum(row[key] for row in data["funnel"]) for key in ("read", "kept"))
+    return (
+        f"{count(read)} rows read, {count(kept)} kept, {count(data['tokens'])} tokens "
+        f"in {count(data['train_rows'])} packed rows"
+    )
 
 
 def _stages(summary: dict[str, Any]) -> list[str]:

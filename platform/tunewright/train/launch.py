@@ -25,11 +25,12 @@ PLACEMENT_ONLY = {"workers", "worker_resources", "max_failures", "keep_checkpoin
 def train_plan(
     config: TrainConfig, base: Artifact, data: Artifact, seed: int, start: Artifact | None = None
 ) -> Plan:
-    """The identity of a training: its parents, hyperparameters, seed and code."""
+    """The identity of a training: its parents, hyperparameters, seed and code, not where it runs."""
     parents = {"base": base.ref, "data": data.ref}
     if start is not None:
         parents["start"] = start.ref
-    return Plan("train", parents, {**config.model_dump(mode="json"), "seed": seed}, code_hash(*STAGE_CODE))
+    deciding = config.model_dump(mode="json", exclude=PLACEMENT_ONLY)
+    return Plan("train", parents, {**deciding, "seed": seed}, code_hash(*STAGE_CODE))
 
 
 def identity(config: TrainConfig, base: Artifact, data: Artifact, seed: int) -> str:
@@ -75,6 +76,7 @@ def train(
     shutil.copytree(data.path / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     shutil.copy(work / "metrics.jsonl", out / "metrics.jsonl")
     facts = {"method": config.method.type, "parameters": _trained_parameters(out), **outcome}
+    facts |= {"workers": config.workers, "zero_stage": config.zero.stage}
     artifact = store.publish(plan, out, facts, time.monotonic() - started)
     shutil.rmtree(work)
     return artifact

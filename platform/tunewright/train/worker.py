@@ -89,7 +89,7 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
     def on_step(metrics: Metrics) -> None:
         if writer is not None:
             writer.append(metrics)
-        if "eval_loss" in metrics or spec.make_scorer is not None:
+        if "eval_loss" in metrics:  # after an evaluation; every worker reports, it is a barrier
             report({**metrics, "training_step": metrics["step"]})
 
     job = Job(

@@ -1,1 +1,1 @@
-"""."""
+"""Hyperparameter sweeps on Ray Tune. Row 6."""

@@ -7,27 +7,22 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from doubles import tiny_llama
 
+from doubles import tiny_model_folder
 from tunewright.config import BuiltinSource, TaskConfig
 from tunewright.errors import EvaluateError
 from tunewright.evaluate.generate import EndpointGenerator, LocalGenerator, answer_loss
 from tunewright.evaluate.suite import evaluate_generator, evaluate_model
 from tunewright.evaluate.tasks import Task, task_from_messages
 from tunewright.models.chat import ChatRenderer
-from tunewright.models.load import load_renderer
-from tunewright.models.tiny import TinyShape, write_newborn
+from tunewright.models.load import load_model, load_renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-TEXTS = ["the router stopped working, my order number is TW-4821", "please pay back what I spent"] * 20
 
 
 @dataclass(frozen=True)
@@ -41,10 +36,8 @@ class Newborn:
 @pytest.fixture(scope="module")
 def newborn(tmp_path_factory: pytest.TempPathFactory) -> Newborn:
     folder = tmp_path_factory.mktemp("newborn")
-    shape = TinyShape(vocab_size=300, hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1)
-    write_newborn(folder, TEXTS, shape, seed=3)
-    renderer = load_renderer(folder)
-    return Newborn(tiny_llama(len(renderer.tokenizer), context=96), renderer)
+    tiny_model_folder(folder, context=96)
+    return Newborn(load_model(folder, None, torch.float32), load_renderer(folder))
 
 
 def make_task(pairs: list[tuple[str, str]], answer: str = "text", **settings: object) -> Task:

@@ -1,0 +1,335 @@
+"""The whole line, readable in one sitting: rows -> data -> sweep -> train -> evaluate -> register -> deploy.
+
+Every stage is found if it was made before, so the same command goes on where a killed run stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tunewright.artifacts import Artifact, Store, read_json, write_json
+from tunewright.base_stage import base_stage
+from tunewright.config import RunConfig, TrainConfig, load_run
+from tunewright.errors import ConfigError, EvaluateError, TunewrightError
+from tunewright.evaluation_stage import evaluation_stage, read_scores
+from tunewright.line import Line
+from tunewright.preflight import check_cluster_size, check_files
+
+STAGES = ("base", "data", "sweep", "train", "evaluate", "register", "deploy")
+ASKED = 8
+"""Held-out prompts that the endpoint is asked, to compare its answers with the evaluated ones."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`pipeline.py CONFIG [--set a.b=c]... [--until STAGE]`; returns the exit code 0, 1 or 2."""
+    parser = argparse.ArgumentParser(prog="pipeline.py", description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--set", dest="sets", action="append", default=[], metavar="A.B=C")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
+    options = parser.parse_args(argv)
+    try:
+        run = load_run(options.config, options.sets)
+        run_line(run, options.until)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except TunewrightError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        return 130
+    return 0
+
+
+def run_line(run: RunConfig, until: str = STAGES[-1]) -> dict[str, Any]:
+    """Run the line up to and with the stage `until`; returns the summary that it wrote.
+
+    Raises:
+        TunewrightError: with a message for the person who started the run.
+    """
+    store = Store(run.store_root)
+    check_files(run)
+    line = Line(run, store)
+    with store.lock(f"run-{run.name}", f"run {run.name}"):
+        folder = store.root / "runs" / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", run.model_dump(mode="json"))
+        line.say(f"run {run.name}, store {store.root}")
+        _connect()
+        check_cluster_size(run)
+        made = _stages(line, until)
+        return _finish(line, folder, made)
+
+
+def _stages(line: Line, until: str) -> dict[str, Any]:
+    """The stages in order; each takes what those before it made."""
+    wanted = STAGES[: STAGES.index(until) + 1]
+    made: dict[str, Any] = {"base": base_stage(line)}
+    if "data" in wanted:
+        made["data"] = _data(line, made["base"])
+    if "sweep" in wanted and line.run.sweep is not None:
+        made["sweep"] = _sweep(line, made["base"], made["data"])
+    if "train" in wanted:
+        made["train"] = _train(line, made["base"], made["data"], made.get("sweep"))
+    if "evaluate" in wanted:
+        made["evaluate"] = evaluation_stage(line, made["base"], made["data"], made["train"])
+    if "register" in wanted:
+        made["version"] = _register(line, made["train"], made["evaluate"])
+    if "deploy" in wanted and line.run.serve is not None:
+        made |= _deploy(line, made["evaluate"])
+    return made
+
+
+def _connect() -> None:
+    """Join the Ray that this job runs on, or start one in this process."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+
+
+def _data(line: Line, base: Artifact) -> Artifact:
+    from tunewright.data.prepare import prepare, prepare_plan
+
+    plan = prepare_plan(line.run.data, base)
+
+    def told(data: Artifact) -> str:
+        facts = data.facts
+        read, rejected, duplicates = (
+            sum(source[key] for source in facts["funnel"]) for key in ("read", "rejected", "duplicates")
+        )
+        return (
+            f"{read:,} rows read, {rejected:,} rejected, {duplicates:,} duplicates, "
+            f"{facts['train_rows']:,} packed rows to train on, {facts['packing_efficiency']:.0%} full"
+        )
+
+    return line.make("data", plan, lambda: prepare(line.store, line.run.data, base, plan), told)
+
+
+def _sweep(line: Line, base: Artifact, data: Artifact) -> Artifact:
+    from tunewright.tune.campaign import sweep, sweep_plan
+
+    run = line.run
+    assert run.sweep is not None
+    metric = run.sweep.metric
+    plan = sweep_plan(run, base, data)
+
+    def progress(trial: int, params: dict[str, Any], result: dict[str, Any]) -> None:
+        if metric in result:
+            values = ", ".join(f"{key.rsplit('.', 1)[-1]} {value:g}" for key, value in params.items())
+            line.say(
+                f"           trial {trial}  step {int(result['training_step'])}  "
+                f"{metric} {result[metric]:.3f}  ({values})"
+            )
+
+    def told(swept: Artifact) -> str:
+        facts = swept.facts
+        values = ", ".join(f"{k.rsplit('.', 1)[-1]} {v:g}" for k, v in facts["params"].items())
+        states = ", ".join(f"{count} {state}" for state, count in facts["states"].items() if count)
+        return f"trial {facts['winner']} wins with {metric} {facts[metric]:.3f} ({values}); {states}"
+
+    return line.make("sweep", plan, lambda: sweep(line.store, run, base, data, plan, progress), told)
+
+
+def _train(line: Line, base: Artifact, data: Artifact, swept: Artifact | None) -> Artifact:
+    from tunewright.train.launch import train, train_plan
+    from tunewright.tune.campaign import winner_config
+
+    run = line.run
+    config: TrainConfig = winner_config(run, swept) if swept else run.train
+    plan = train_plan(config, base, data, run.seed, swept)
+    start = swept.path / "winner" if swept else None
+
+    def told(trained: Artifact) -> str:
+        facts = trained.facts
+        loss = f"loss {facts['loss']:.3f}, eval loss {facts.get('eval_loss', float('nan')):.3f}"
+        return f"{facts['steps']} steps, {facts['tokens']:,} tokens, {loss}"
+
+    return line.make(
+        "train",
+        plan,
+        lambda: train(line.store, config, base, data, run.seed, plan, start, line.training_line),
+        told,
+    )
+
+
+def _register(line: Line, trained: Artifact, evaluation: Artifact) -> Any:
+    """Record the version, then move the alias; a missed gate keeps the alias where it is.
+
+    Raises:
+        GateRefused: a figure is on the wrong side of its gate.
+    """
+    from tunewright.registry import Registry
+
+    begun, run = time.monotonic(), line.run
+    registry = Registry(line.store)
+    known = {v.number for v in registry.versions(run.name)} if run.name in registry.models() else set()
+    version = registry.register(run.name, trained, evaluation, run.name)
+    alias = run.serve.alias if run.serve else "prod"
+    if registry.aliases(run.name).get(alias) != version.number:
+        registry.promote(run.name, alias, version.number, getpass.getuser(), f"run {run.name}")
+    state = "found" if version.number in known else "made"
+    told = f"{version.name}, alias {alias}"
+    line.record("register", time.monotonic() - begun, state, version.train, told)
+    return version
+
+
+def _deploy(line: Line, evaluation: Artifact) -> dict[str, Any]:
+    """Deploy the alias and ask the endpoint what the evaluation asked.
+
+    Raises:
+        EvaluateError: a served answer differs from the evaluated one.
+    """
+    from tunewright.serve.app import deploy
+
+    begun, run = time.monotonic(), line.run
+    assert run.serve is not None
+    line.say("deploy     ...")
+    endpoint = deploy(run.serve, line.store.root, f"{run.name}@{run.serve.alias}")
+    tuned = line.store.load(evaluation.manifest.parents["tuned_scores"])
+    check = _ask_endpoint(line, endpoint.url, read_scores(tuned))
+    told = f"{endpoint.url} answers as {endpoint.version}"
+    if check is not None:
+        told += f"; {check['equal']} of {check['asked']} served answers equal the evaluated ones"
+    line.record("deploy", time.monotonic() - begun, "made", endpoint.version, told)
+    return {"endpoint": endpoint.url, "served": check}
+
+
+def _ask_endpoint(line: Line, url: str, scores: dict[str, Any]) -> dict[str, int] | None:
+    """Ask the endpoint the first held-out prompts with the official client, plain and streaming."""
+    from tunewright.data.prepare import read_conversations
+    from tunewright.evaluate.generate import EndpointGenerator
+    from tunewright.evaluate.tasks import task_from_messages
+    from tunewright.serve.keys import endpoint_key
+
+    run = line.run
+    if not run.evaluate.tasks or run.serve is None:
+        return None
+    config = run.evaluate.tasks[0].model_copy(update={"max_rows": ASKED})
+    rows = line.store.root / "runs" / run.name
+    task = task_from_messages(config, read_conversations(config.source, rows))
+    ask = EndpointGenerator(url, endpoint_key(line.store.root), run.serve.alias)
+    wanted = scores[config.name]["answers"][: len(task.prompts)]
+    answers = ask(task.prompts, min(task.max_new_tokens, run.serve.max_new_tokens))
+    streamed = ask.stream(task.prompts[0], min(task.max_new_tokens, run.serve.max_new_tokens))
+    equal = sum(a == b for a, b in zip(answers, wanted, strict=True))
+    if equal < len(wanted) or streamed != wanted[0]:
+        different = next((i for i, (a, b) in enumerate(zip(answers, wanted, strict=True)) if a != b), 0)
+        raise EvaluateError(
+            f"the endpoint does not answer as the evaluated model does: {equal} of {len(wanted)} answers "
+            f"are equal; prompt {different}: served {answers[different]!r}, evaluated {wanted[different]!r}, "
+            f"streamed {streamed!r}"
+        )
+    return {"asked": len(wanted), "equal": equal}
+
+
+def _finish(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """Write summary.json and report.html, and print the table."""
+    from tunewright.report import summary_table, write_report
+
+    summary = _summary(line, folder, made)
+    write_json(folder / "summary.json", summary)
+    write_report(folder, summary, _metrics(line, made), _trials(made), _evaluation(line, made))
+    print(f"\n{summary_table(summary)}\n", flush=True)
+    return summary
+
+
+def _summary(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
+    run, swept, version = line.run, made.get("sweep"), made.get("version")
+    trained, evaluation = made.get("train"), made.get("evaluate")
+    paths = {"run": str(folder), "report": str(folder / "report.html"), "store": str(line.store.root)}
+    if trained is not None:
+        kind = "adapter" if trained.facts["method"] == "lora" else "model"
+        paths[kind] = str(trained.path / kind)
+    if "data" in made:
+        paths["quarantine"] = str(made["data"].path / "quarantine")
+    return {
+        "run": run.name,
+        "seconds": round(line.elapsed, 1),
+        "stages": [record.as_dict() for record in line.records],
+        "base": _figures(run.base.model, evaluation, "base"),
+        "tuned": _figures(version.name if version else "tuned", evaluation, "tuned"),
+        "winner": swept
+        and {
+            "trial": swept.facts["winner"],
+            "params": swept.facts["params"],
+            "exact_match": swept.facts.get("exact_match"),
+        },
+        "trials": run.sweep.trials if run.sweep else 0,
+        "version": version.name if version else None,
+        "alias": run.serve.alias if run.serve else "prod",
+        "endpoint": made.get("endpoint"),
+        "served_equals_evaluated": made.get("served"),
+        "tokens_per_s": trained.facts["tokens_per_s"] if trained else None,
+        "data": _data_summary(made.get("data")),
+        "paths": paths,
+    }
+
+
+def _figures(model: str, evaluation: Artifact | None, which: str) -> dict[str, Any] | None:
+    """The first task's figures of base or tuned model."""
+    results = evaluation.facts[which] if evaluation else {}
+    if not results:
+        return None
+    return {"model": model, **next(iter(results.values()))}
+
+
+def _data_summary(data: Artifact | None) -> dict[str, Any] | None:
+    if data is None:
+        return None
+    facts = data.facts
+    reasons: dict[str, int] = {}
+    for source in facts["funnel"]:
+        for reason, count in source["reasons"].items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    return {
+        "funnel": facts["funnel"],
+        "reasons": reasons,
+        "train_rows": facts["train_rows"],
+        "eval_rows": facts["eval_rows"],
+        "tokens": facts["train_tokens"],
+        "personal_data_redacted": facts["personal_data_redacted"],
+    }
+
+
+def _metrics(line: Line, made: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Loss curves: the base's pretraining where Tunewright made it, and the final training.
+
+    A training that went on from a sweep's trial begins with that trial's curve.
+    """
+    from tunewright.train.worker import read_metrics
+
+    out: dict[str, list[dict[str, Any]]] = {}
+    pretrained = made["base"].manifest.parents.get("trained")
+    if pretrained:
+        out["base"] = read_metrics(line.store.load(pretrained, verify=False).path / "metrics.jsonl")
+    if "train" in made:
+        out["train"] = read_metrics(made["train"].path / "metrics.jsonl")
+    return out
+
+
+def _trials(made: dict[str, Any]) -> list[dict[str, Any]]:
+    if "sweep" not in made:
+        return []
+    trials: list[dict[str, Any]] = read_json(made["sweep"].path / "trials.json")
+    return trials
+
+
+def _evaluation(line: Line, made: dict[str, Any]) -> dict[str, Any]:
+    if "evaluate" not in made:
+        return {}
+    evaluation: Artifact = made["evaluate"]
+    parents = evaluation.manifest.parents
+    base, tuned = (read_scores(line.store.load(parents[f"{k}_scores"], verify=False)) for k in ("base", "tuned"))
+    return {"base": base, "tuned": tuned, "compare": evaluation.facts["compare"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

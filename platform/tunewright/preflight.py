@@ -1,0 +1,57 @@
+"""Checks that cost nothing, made before anything starts: files, base, search space, cluster size."""
+
+from __future__ import annotations
+
+from tunewright.config import FileSource, RunConfig
+from tunewright.errors import ConfigError
+
+
+def check_files(run: RunConfig) -> None:
+    """Raises the first problem with what the run names: sources, base model, search space, tasks.
+
+    Raises:
+        DataError: a source is missing, empty or not what it claims.
+        ModelError: the base folder is missing or cannot be used.
+        ConfigError: the search space is not valid.
+    """
+    from pathlib import Path
+
+    from tunewright.data.sources import source_files
+    from tunewright.models.base import check_folder
+
+    for source in (*run.data.sources, *(task.source for task in run.evaluate.tasks)):
+        if isinstance(source, FileSource):
+            source_files(source)
+    folder = Path(run.base.model).expanduser()
+    if run.base.model != "tiny" and (folder.is_dir() or run.base.model.count("/") != 1):
+        from tunewright.models.base import locate
+
+        check_folder(locate(run.base))
+    if run.sweep is not None:
+        check_sweep(run)
+
+
+def check_sweep(run: RunConfig) -> None:
+    """Every trial's configuration must be one that training takes."""
+    from tunewright.tune.space import draw_trials, load_space, with_params
+
+    assert run.sweep is not None
+    for params in draw_trials(load_space(run.sweep.space), run.sweep.trials, run.seed):
+        with_params(run.train, params | {"train.workers": run.sweep.workers})
+    if run.sweep.metric not in ("exact_match", "eval_loss"):
+        raise ConfigError(f"sweep.metric={run.sweep.metric} is not known; valid: exact_match, eval_loss")
+    if run.sweep.metric == "exact_match" and not run.evaluate.tasks:
+        raise ConfigError(
+            "sweep.metric=exact_match needs a task: name one under evaluate.tasks, "
+            "or set sweep.metric: eval_loss with mode: min"
+        )
+
+
+def check_cluster_size(run: RunConfig) -> None:
+    """Raises `ClusterError` when the connected cluster, idle, could not hold the run's workers."""
+    from tunewright.train.launch import check_cluster
+
+    resources = run.train.worker_resources
+    check_cluster(run.train.workers, resources.cpus, resources.gpus)
+    if run.sweep is not None:
+        check_cluster(run.sweep.workers, resources.cpus, resources.gpus)
