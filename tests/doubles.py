@@ -32,7 +32,9 @@ def tiny_llama(vocab_size: int, seed: int = 0, context: int = 128) -> Any:
     return model.eval()
 
 
-def publish(store: Any, kind: str, facts: Any = None, parents: Any = None, fill: Any = None, **config: Any) -> Any:
+def publish(
+    store: Any, kind: str, facts: Any = None, parents: Any = None, fill: Any = None, **config: Any
+) -> Any:
     """An artifact of the store with these facts; `fill(folder)` writes its files."""
     from tunewright.artifacts import Plan
 
@@ -46,7 +48,9 @@ def publish(store: Any, kind: str, facts: Any = None, parents: Any = None, fill:
     return store.publish(plan, folder, dict(facts or {}))
 
 
-def publish_trained(store: Any, n: int = 1, gates: Any = (), base: Any = None, fill: Any = None) -> tuple[Any, Any]:
+def publish_trained(
+    store: Any, n: int = 1, gates: Any = (), base: Any = None, fill: Any = None
+) -> tuple[Any, Any]:
     """A trained artifact with base and data behind it, and an evaluation of it."""
     base = base or publish(store, "base", n=n)
     data = publish(store, "data", n=n)
@@ -184,7 +188,10 @@ def publish_version(
     from tunewright.registry import Registry
 
     base = publish(
-        store, "base", fill=lambda folder: tiny_model_folder(folder / "model", context=context), context=context
+        store,
+        "base",
+        fill=lambda folder: tiny_model_folder(folder / "model", context=context),
+        context=context,
     )
     data = publish(store, "data", n=seed)
 
@@ -196,7 +203,9 @@ def publish_version(
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             torch.manual_seed(seed)
-            config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+            config = LoraConfig(
+                r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+            )
             adapted = get_peft_model(load_model(model_folder(base), None, torch.float32), config)
         adapted.save_pretrained(str(folder / "adapter"))
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 
 from __future__ import annotations
 
+import getpass
 import signal
 import sys
 from pathlib import Path
@@ -208,7 +209,7 @@ def models_promote(
     """Move an alias to a version; refused when the version missed a gate."""
     registry = _registry(store)
     version = registry.resolve(ref)
-    registry.promote(version.model, alias, version.number, by=_user(), reason=reason, force=force)
+    registry.promote(version.model, alias, version.number, by=getpass.getuser(), reason=reason, force=force)
     _moved(version.model, alias, version.name, as_json)
 
 
@@ -220,7 +221,7 @@ def models_rollback(
     as_json: AsJson = False,
 ) -> None:
     """Move an alias back to the version it stood at before."""
-    version = _registry(store).rollback(model, alias, by=_user())
+    version = _registry(store).rollback(model, alias, by=getpass.getuser())
     _moved(model, alias, version.name, as_json)
 
 
@@ -287,12 +288,6 @@ def _moved(model: str, alias: str, name: str, as_json: bool) -> None:
         print_json({"model": model, "alias": alias, "version": name})
     else:
         print(f"{model}@{alias} is now {name}. A running endpoint goes on with its version until redeployed.")
-
-
-def _user() -> str:
-    import getpass
-
-    return getpass.getuser()
 
 
 def _interrupt(*_: object) -> None:

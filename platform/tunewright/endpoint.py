@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import time
@@ -42,13 +43,13 @@ def keep_up(
         ServeError: the port is in use, or the endpoint does not come up or stops answering.
     """
     serve_config, root, ref = _what(config, sets, model, store)
-    ref = Registry(Store(root)).resolve(ref).name
+    version = Registry(Store(root)).resolve(ref)
     try:
         with _connected(address):
             from tunewright.serve.app import deploy, shutdown
             from tunewright.serve.keys import endpoint_key
 
-            print(f"deploying {ref}", file=sys.stderr, flush=True)
+            print(f"deploying {version.name}", file=sys.stderr, flush=True)
             try:
                 endpoint = deploy(serve_config, root, ref)
                 _announce(endpoint, endpoint_key(root), as_json)
@@ -84,7 +85,7 @@ def _connected(address: str | None) -> Iterator[None]:
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(address=address, namespace="tunewright", logging_level="warning", log_to_driver=False)
+    ray.init(address=address, namespace="tunewright", logging_level=logging.WARNING, log_to_driver=False)
     signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
     try:
         yield

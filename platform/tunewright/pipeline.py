@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -88,11 +89,23 @@ def _stages(line: Line, until: str) -> dict[str, Any]:
 
 
 def _connect() -> None:
-    """Join the Ray that this job runs on, or start one in this process."""
+    """Join the Ray that this job runs on, or start one in this process.
+
+    Workers are told the address: Train asks the cluster's state whether a stopped trial's driver is
+    dead before it frees the trial's workers, and would not know which Ray to ask where several run.
+    """
     import ray
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        include_dashboard=None if address else True,
+        runtime_env={"env_vars": {"RAY_ADDRESS": address}} if address else None,
+    )
 
 
 def _data(line: Line, base: Artifact) -> Artifact:
@@ -328,7 +341,7 @@ def _evaluation(line: Line, made: dict[str, Any]) -> dict[str, Any]:
     evaluation: Artifact = made["evaluate"]
     parents = evaluation.manifest.parents
     base, tuned = (read_scores(line.store.load(parents[f"{k}_scores"], verify=False)) for k in ("base", "tuned"))
-    return {"base": base, "tuned": tuned, "compare": evaluation.facts["compare"]}
+    return {"base": base, "tuned": tuned, **{k: evaluation.facts[k] for k in ("compare", "gates")}}
 
 
 if __name__ == "__main__":

@@ -46,11 +46,13 @@ class LocalRay:
 
 @contextmanager
 def local_ray(num_cpus: int | None = None) -> Iterator[LocalRay]:
-    """Start a private head node of `num_cpus` (the machine's, at least 4, when left out); end it on the way out.
+    """Start a private head node; end it, with everything it started, on the way out.
 
-    It ends too when this process is killed: see `ray_guard`. Sets RAY_AUTH_MODE and RAY_AUTH_TOKEN
-    of this process, because Ray reads them once, and takes RAY_ADDRESS away.
+    It ends too when this process is killed: see `ray_guard`. Sets RAY_AUTH_MODE and RAY_AUTH_TOKEN of
+    this process, because Ray reads them once, and takes RAY_ADDRESS away.
 
+    Args:
+        num_cpus: what it offers; the machine's cores, at least LOGICAL_CPUS, when left out.
     Raises:
         ClusterError: Ray did not start; with the last lines of what it said.
     """

@@ -14,6 +14,7 @@ from tunewright.artifacts import Store
 from tunewright.config import RunConfig, default_store_root, load_run
 from tunewright.console import print_json
 from tunewright.errors import ConfigError
+from tunewright.preflight import check_files
 from tunewright.ray_jobs import submit_and_follow
 from tunewright.ray_local import local_ray
 from tunewright.runs import read_summary
@@ -30,7 +31,7 @@ def run_line(config: Path, sets: Sequence[str], address: str | None, until: str 
 
     Raises:
         ConfigError: the description is wrong; nothing was started.
-        StoreError: the store cannot be written; nothing was started.
+        StoreError, DataError, ModelError: a folder or file cannot be used; nothing was started.
         ClusterError: Ray did not start, or was lost.
     """
     run = load_run(config, sets)
@@ -42,6 +43,7 @@ def run_line(config: Path, sets: Sequence[str], address: str | None, until: str 
         entry = ["python", "-m", "tunewright.pipeline", _below(working_dir, config), *_options(sets, until)]
         return submit_and_follow(address, entry, {}, submission_id, out, working_dir)
     Store(run.store_root)
+    check_files(run)
     options = _options([*sets, *_absolute_store(run)], until)
     script = [str(JOB_SCRIPT)] if JOB_SCRIPT.is_file() else ["-m", "tunewright.pipeline"]
     # -P: files beside the script must not stand in for installed packages.

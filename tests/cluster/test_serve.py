@@ -16,8 +16,8 @@ import openai
 import pytest
 import torch
 import yaml
-from doubles import publish_version
 
+from doubles import publish_version
 from tunewright.artifacts import Store
 from tunewright.config import ServeConfig
 from tunewright.errors import RegistryError, ServeError
@@ -176,6 +176,25 @@ def test_over_capacity_is_429_with_retry_after_and_nothing_else(client):
     assert ask(0) == (200, None)
 
 
+def test_hanging_up_frees_the_replica(client, endpoint, store):
+    def timed(tokens):
+        begun = time.monotonic()
+        client.chat.completions.create(model="prod", messages=HELLO, temperature=0, max_tokens=tokens)
+        return time.monotonic() - begun
+
+    whole_s = timed(3000)
+    body = {"model": "prod", "messages": HELLO, "temperature": 0, "max_tokens": 3000}
+    headers = {"authorization": f"Bearer {endpoint_key(store.root)}"}
+    url = f"{endpoint.url}/chat/completions"
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url, json=body, headers=headers, timeout=0.3)
+    # Requests are decoded batch after batch: this one would have to wait for the abandoned answer.
+    assert timed(4) < whole_s / 2
+    with httpx.stream("POST", url, json=body | {"stream": True}, headers=headers, timeout=30) as reply:
+        next(reply.iter_lines())
+    assert timed(4) < whole_s / 2
+
+
 def test_a_lost_replica_ends_its_stream_with_an_error_and_is_replaced(client, endpoint):
     import ray
 
@@ -202,7 +221,9 @@ def test_a_lost_replica_ends_its_stream_with_an_error_and_is_replaced(client, en
     assert answer.usage.completion_tokens == 4
 
 
-def test_another_version_takes_over_on_the_same_port_without_a_failed_request(endpoint, client, store, config):
+def test_another_version_takes_over_on_the_same_port_without_a_failed_request(
+    endpoint, client, store, config
+):
     from tunewright.serve.app import deploy
 
     second = publish_version(store, seed=1, context=4096)
@@ -265,7 +286,14 @@ def test_serve_deploy_takes_the_shipped_file(repo, store, version, tmp_path):
         "            assert time.monotonic() < deadline\n"
         "            time.sleep(0.2)\n"
     )
-    command = [sys.executable, "-c", script, str(file), f"http://127.0.0.1:{port}/version", endpoint_key(store.root)]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(file),
+        f"http://127.0.0.1:{port}/version",
+        endpoint_key(store.root),
+    ]
     env = {k: v for k, v in os.environ.items() if k != "RAY_AUTH_TOKEN"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
     assert done.returncode == 0, done.stderr[-2000:]

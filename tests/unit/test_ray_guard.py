@@ -15,7 +15,7 @@ import pytest
 # A command with a child in a session of its own that ignores SIGTERM, as a job's driver may.
 FAMILY = """
 import subprocess, sys, time
-child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(100)"
+child = "import signal as s, time; s.signal(s.SIGTERM, s.SIG_IGN); print('up', flush=True); time.sleep(100)"
 process = subprocess.Popen([sys.executable, "-c", child], start_new_session=True, stdout=subprocess.PIPE)
 process.stdout.readline()
 open(sys.argv[1], "w").write(str(process.pid))

@@ -118,7 +118,9 @@ class Registry:
         self._require_alias(model, alias)
         with self._moving(model, alias) as before:
             if not before["previous"]:
-                raise RegistryError(f"{model}@{alias} has always been v{before['number']}: nothing to go back to")
+                raise RegistryError(
+                    f"{model}@{alias} has always been v{before['number']}: nothing to go back to"
+                )
             *stack, number = before["previous"]
             version = self.version(model, number)
             self._move(model, alias, before["number"], number, stack, by, reason, forced=False)
@@ -213,7 +215,14 @@ class Registry:
         # The alias first: it is the truth. A crash in between loses a line of history, not the move.
         path = self.root / model / "aliases" / f"{alias}.json"
         write_json(path, {"number": number, "previous": previous, "by": by, "reason": reason, "when": when})
-        line = {"when": when, "alias": alias, "from": before or None, "to": number, "by": by, "reason": reason}
+        line = {
+            "when": when,
+            "alias": alias,
+            "from": before or None,
+            "to": number,
+            "by": by,
+            "reason": reason,
+        }
         with (self.root / model / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | {"forced": forced}, ensure_ascii=False) + "\n")
 

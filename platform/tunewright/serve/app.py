@@ -144,7 +144,9 @@ def _require_port(config: ServeConfig) -> None:
             probe.bind((config.host, config.port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise ServeError(f"cannot listen on {config.host} port {config.port}: {error.strerror}") from None
+                raise ServeError(
+                    f"cannot listen on {config.host} port {config.port}: {error.strerror}"
+                ) from None
             raise ServeError(
                 f"port {config.port} on {config.host} is in use by another program: stop that program, "
                 f"or choose another port (serve.port)"

@@ -75,7 +75,9 @@ class Batcher:
         with self._changed:
             self._waiting = [t for t in self._waiting if not t.over]
             if len(self._waiting) >= self._max_waiting:
-                raise QueueFull(f"{len(self._waiting)} requests are waiting; try again later", code="queue_full")
+                raise QueueFull(
+                    f"{len(self._waiting)} requests are waiting; try again later", code="queue_full"
+                )
             if self._closed:
                 raise EngineFailed("the engine is shutting down")
             self._waiting.append(ticket)
@@ -150,4 +152,6 @@ class Batcher:
     @staticmethod
     def _fail(ticket: Ticket) -> None:
         ticket.over = True
-        ticket.sink.fail(EngineFailed("the engine failed on this request; its log says why", code="engine_failed"))
+        ticket.sink.fail(
+            EngineFailed("the engine failed on this request; its log says why", code="engine_failed")
+        )

@@ -5,6 +5,8 @@ The gateway's process imports neither torch nor transformers. A replica imports 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Collection, Sequence
 from pathlib import Path
@@ -27,12 +29,7 @@ log = logging.getLogger(__name__)
 SHUTDOWN_TIMEOUT_S = 300
 """Answers that are being written when a replica has to go have so long to end."""
 DRAIN_POLL_S = 0.5
-AUTOSCALING_PACE = {
-    "metrics_interval_s": 2,
-    "look_back_period_s": 10,
-    "upscale_delay_s": 5,
-    "downscale_delay_s": 300,
-}
+AUTOSCALING_PACE = {"look_back_period_s": 15, "upscale_delay_s": 5, "downscale_delay_s": 300}
 """A crowd is met within seconds; a replica, slow to load, is kept for minutes."""
 GATEWAY_ONGOING = 10_000
 """Far above what the replicas take: refusals are the engine's and the gateway's, in OpenAI's shape."""
@@ -74,19 +71,22 @@ class EngineReplica:
 class RemoteEngine:
     """An `Engine` whose work is done by the replicas of a deployment."""
 
-    def __init__(self, handle: DeploymentHandle):
+    def __init__(self, handle: DeploymentHandle[Any]):
         self._handle = handle
         self._streaming = handle.options(stream=True)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
-        deltas = self._streaming.generate.remote(request)
+        deltas: Any = self._streaming.generate.remote(request)
         try:
             async for delta in deltas:
                 yield delta
+        except (GeneratorExit, asyncio.CancelledError):
+            # Only here: of a request that failed, cancel() would raise the failure once more.
+            with contextlib.suppress(RayError, RayServeException):
+                deltas.cancel()
+            raise
         except (RayError, RayServeException) as error:
             raise _translated(error) from None
-        finally:
-            deltas.cancel()  # no more than a formality when the answer is complete
 
     async def models(self) -> list[ServedModel]:
         try:
@@ -102,7 +102,7 @@ class RemoteEngine:
 class GatewayReplica:
     """The HTTP interface, in a process of its own."""
 
-    def __init__(self, engine: DeploymentHandle, hashes: Collection[str]):
+    def __init__(self, engine: DeploymentHandle[Any], hashes: Collection[str]):
         self._engine, self._hashes = RemoteEngine(engine), tuple(hashes)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -121,7 +121,7 @@ def application(
     """
     if config.max_queued_requests < 1:
         raise ConfigError(f"serve.max_queued_requests={config.max_queued_requests}; at least 1 is needed")
-    engine = serve.deployment(
+    engine: Any = serve.deployment(
         EngineReplica,
         name="Engine",
         max_ongoing_requests=config.max_ongoing_requests,
@@ -138,7 +138,7 @@ def application(
         # The new replica first, then the old one away: no gap. A GPU is rarely there twice.
         max_surge_percent=0 if config.replica_gpus else 100,
     )
-    gateway = serve.deployment(
+    gateway: Any = serve.deployment(
         serve.ingress()(GatewayReplica),
         name="Gateway",
         num_replicas=1,
@@ -149,7 +149,8 @@ def application(
         max_surge_percent=100,
     )
     bound = engine.bind(str(store_root), version, list(names), config.model_dump())
-    return gateway.bind(bound, list(hashes))
+    made: serve.Application = gateway.bind(bound, list(hashes))
+    return made
 
 
 def _translated(error: Exception) -> ServeError:

@@ -71,8 +71,8 @@ class Edge:
         except Exception:
             log.exception("unexpected error", extra={"request_id": request_id})
             if not started:
-                error = EngineFailed("an unexpected error; the server's log has it under x-request-id")
-                await send_error(send_with_id, error)
+                told = EngineFailed("an unexpected error; the server's log has it under x-request-id")
+                await send_error(send_with_id, told)
 
 
 async def send_error(send: Send, error: ServeError) -> None:

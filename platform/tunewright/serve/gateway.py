@@ -140,7 +140,7 @@ async def _with_pings(deltas: AsyncGenerator[Delta, None]) -> AsyncIterator[Delt
     following: asyncio.Task[Delta] | None = None
     try:
         while True:
-            following = following or asyncio.ensure_future(anext(deltas))  # type: ignore[arg-type]
+            following = following or asyncio.ensure_future(anext(deltas))
             done, _ = await asyncio.wait({following}, timeout=PING_EVERY_S)
             if not done:
                 yield None

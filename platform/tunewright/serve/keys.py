@@ -65,5 +65,7 @@ def _create(path: Path) -> None:
 
 def _checked(key: str, where: str) -> str:
     if len(key) < MIN_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
-        raise ServeError(f"{where} holds no usable key: at least {MIN_LENGTH} printable ASCII characters are needed")
+        raise ServeError(
+            f"{where} holds no usable key: at least {MIN_LENGTH} printable ASCII characters are needed"
+        )
     return key

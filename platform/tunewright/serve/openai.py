@@ -139,7 +139,9 @@ def _explained(error: ValidationError) -> BadRequest:
         return BadRequest("the body is not a JSON object")
     param = _written(first["loc"])
     if first["type"] == "extra_forbidden":
-        return BadRequest(f"`{param}` is not a field that this endpoint supports", param, "unsupported_parameter")
+        return BadRequest(
+            f"`{param}` is not a field that this endpoint supports", param, "unsupported_parameter"
+        )
     if first["type"] == "missing":
         return BadRequest(f"`{param}` is required", param, "missing_required_parameter")
     return BadRequest(f"`{param}`: {first['msg']}", param, "invalid_value")
@@ -149,7 +151,7 @@ def _written(loc: Iterable[int | str]) -> str:
     """`messages.0.content`: only plain names and indices, so that no text of the client comes back."""
     parts: list[str] = []
     for part in loc:
-        if isinstance(part, str) and part in ("str", "constrained-str") or str(part).startswith("list["):
+        if (isinstance(part, str) and part in ("str", "constrained-str")) or str(part).startswith("list["):
             continue  # pydantic's name for the branch of a union
         plain = isinstance(part, int) or PLAIN_NAME.fullmatch(part)
         parts.append(str(part) if plain else "(unprintable name)")

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,15 +97,10 @@ class TorchEngine:
         torch.set_num_threads(max(1, math.ceil(config.replica_cpus)))
         train = store.load(version.train)
         base_folder = model_folder(store.load(version.base))
-        device = "cuda" if config.replica_gpus > 0 else "cpu"
-        dtype = DTYPES[config.precision]
         if train.facts["method"] == "lora":
-            weights = Weights(load_model(base_folder, train.path / "adapter", dtype).to(device))
+            weights = Weights(_load(config, base_folder, train.path / "adapter"))
         else:
-            weights = Weights(
-                load_model(train.path / "model", None, dtype).to(device),
-                lambda: load_model(base_folder, None, dtype).to(device),
-            )
+            weights = Weights(_load(config, train.path / "model"), lambda: _load(config, base_folder))
         renderer = load_renderer(train.path / "tokenizer")
         created = int(datetime.fromisoformat(version.created).timestamp())
         tuned = ServedModel("", version.name, renderer.template_hash, version.base, created)
@@ -180,7 +176,9 @@ class TorchEngine:
         bound = self._limits.max_new_tokens
         asked = bound if request.max_new_tokens is None else request.max_new_tokens
         if asked > bound:
-            raise BadRequest(f"max_tokens={asked} is above this endpoint's bound of {bound}", param="max_tokens")
+            raise BadRequest(
+                f"max_tokens={asked} is above this endpoint's bound of {bound}", param="max_tokens"
+            )
         return min(asked, self._context_tokens - len(prompt))
 
     def _too_long(self, length: int, param: str) -> BadRequest:
@@ -200,6 +198,12 @@ class TorchEngine:
                 self._renderer.pad_id,
                 cancelled=lambda i: tickets[i].over,
             )
+
+
+def _load(config: ServeConfig, folder: Path, adapter: Path | None = None) -> PreTrainedModel:
+    model: Any = load_model(folder, adapter, DTYPES[config.precision])
+    loaded: PreTrainedModel = model.to("cuda" if config.replica_gpus > 0 else "cpu")
+    return loaded
 
 
 @dataclass

@@ -183,7 +183,7 @@ def _run_tune(campaign: Campaign, progress: Progress | None) -> list[str]:
     if sweep.scheduler == "asha":
         scheduler = ASHAScheduler(
             time_attr="training_step",
-            max_t=campaign.stop_step,
+            max_t=campaign.stop_step + 1,  # a trial that gets to its end ends by itself
             grace_period=campaign.grace_steps,
             reduction_factor=sweep.reduction_factor,
         )

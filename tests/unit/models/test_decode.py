@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from doubles import tiny_llama
 
+from doubles import tiny_llama
 from tunewright.errors import DataError, ModelError
 from tunewright.models.decode import Sampling, decode_batch
 

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from doubles import publish, publish_trained
 
+from doubles import publish, publish_trained
 from tunewright.artifacts import Store
 from tunewright.errors import GateRefused, RegistryError, StoreError
 from tunewright.registry import Registry
@@ -148,7 +148,9 @@ def test_rollback_goes_back_step_by_step_to_the_first(three):
 
 def test_a_missed_gate_refuses_promotion_and_says_the_figures(registry):
     registry.register("desk", *publish_trained(registry.store, 1, [MISSED, PASSED]), "r")
-    with pytest.raises(GateRefused, match=r"desk@v1 may not become prod: min_exact_match is 0.4, 0.85 is needed$"):
+    with pytest.raises(
+        GateRefused, match=r"desk@v1 may not become prod: min_exact_match is 0.4, 0.85 is needed$"
+    ):
         registry.promote("desk", "prod", 1, "ann", "")
     assert registry.aliases("desk") == {}
     registry.promote("desk", "prod", 1, "ann", "the customer waits", force=True)

@@ -55,7 +55,9 @@ def test_a_decoder_that_strips_the_first_space_of_a_text_does_not_lose_others():
         return "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" ")
 
     stream = TextStream(decode)
-    assert "".join([stream.add(i) for i in range(len(words))] + [stream.finish()]) == decode(range(len(words)))
+    assert "".join([stream.add(i) for i in range(len(words))] + [stream.finish()]) == decode(
+        range(len(words))
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,9 @@ def test_nothing_given_is_ever_part_of_a_stop_string():
     found = 0
     for _ in range(500):
         text = "".join(draw.choices("ab#", k=12))
-        stop = tuple({"".join(draw.choices("ab#", k=draw.randrange(1, 4))) for _ in range(draw.randrange(1, 4))})
+        stop = tuple(
+            {"".join(draw.choices("ab#", k=draw.randrange(1, 4))) for _ in range(draw.randrange(1, 4))}
+        )
         stream = TextStream(decode_bytes, stop)
         given = ""
         for byte in text.encode():

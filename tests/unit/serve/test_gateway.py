@@ -7,8 +7,8 @@ import time
 import httpx
 import openai
 import pytest
-from doubles import EchoEngine, serving
 
+from doubles import EchoEngine, serving
 from tunewright.errors import EngineFailed, QueueFull
 from tunewright.serve.gateway import make_app
 from tunewright.serve.keys import key_hash

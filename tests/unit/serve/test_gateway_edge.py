@@ -7,9 +7,9 @@ import json
 
 import httpx
 import pytest
-from doubles import EchoEngine
 from starlette.routing import Route
 
+from doubles import EchoEngine
 from tunewright.serve.edge import MAX_BODY_BYTES, OPEN_PATHS
 from tunewright.serve.gateway import make_app
 from tunewright.serve.keys import key_hash
@@ -56,7 +56,7 @@ def test_every_route_but_two_needs_a_key():
                 assert assert_openai_error(reply, 401)["code"] == "invalid_api_key"
                 closed += 1
     assert closed >= 5
-    assert OPEN_PATHS == {"/healthz", "/readyz"}
+    assert {"/healthz", "/readyz"} == OPEN_PATHS
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,13 @@ def test_a_hostile_body_is_a_400(body):
     assert len(reply.content) < 600
 
 
-@pytest.mark.parametrize("field", ["logprobs", "tools", "response_format", "frequency_penalty", "echo", "Temperature"])
+@pytest.mark.parametrize(
+    "field", ["logprobs", "tools", "response_format", "frequency_penalty", "echo", "Temperature"]
+)
 def test_an_unsupported_field_is_named(field):
-    error = assert_openai_error(send("POST", CHAT, content=f'{{"model":"prod",{MESSAGES},"{field}":null}}'), 400)
+    error = assert_openai_error(
+        send("POST", CHAT, content=f'{{"model":"prod",{MESSAGES},"{field}":null}}'), 400
+    )
     assert error["param"] == field
     assert f"`{field}`" in error["message"]
     assert error["code"] == "unsupported_parameter"
@@ -236,10 +240,14 @@ def test_prompts_that_are_not_one_string_are_refused(prompt):
 
 
 @pytest.mark.parametrize(
-    "content", ["\\u0000", "\\ud83d\\ude00", "\U0001f600 \u202e", "a" * 200_000], ids=["nul", "pair", "rtl", "long"]
+    "content",
+    ["\\u0000", "\\ud83d\\ude00", "\U0001f600 \u202e", "a" * 200_000],
+    ids=["nul", "pair", "rtl", "long"],
 )
 def test_unusual_text_that_is_text_is_answered(content):
-    reply = send("POST", CHAT, content=f'{{"model":"prod","messages":[{{"role":"user","content":"{content}"}}]}}')
+    reply = send(
+        "POST", CHAT, content=f'{{"model":"prod","messages":[{{"role":"user","content":"{content}"}}]}}'
+    )
     assert reply.status_code == 200
     assert reply.json()["choices"][0]["message"]["content"] == json.loads(f'"{content}"')
 

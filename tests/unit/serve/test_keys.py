@@ -48,7 +48,9 @@ def test_the_environment_comes_first(tmp_path, monkeypatch):
     assert not (tmp_path / "keys").exists()
 
 
-@pytest.mark.parametrize("key", ["", "short", "with a space in the middle", "n\u00f6n-ascii-characters", "line\nbreak-in-the-key"])
+@pytest.mark.parametrize(
+    "key", ["", "short", "with a space in the middle", "n\u00f6n-ascii-characters", "line\nbreak-in-the-key"]
+)
 def test_a_key_that_is_no_secret_is_refused_without_showing_it(tmp_path, monkeypatch, key):
     monkeypatch.setenv("TUNEWRIGHT_API_KEY", key)
     with pytest.raises(ServeError, match="TUNEWRIGHT_API_KEY holds no usable key") as caught:

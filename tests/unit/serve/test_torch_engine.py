@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from doubles import publish_version
 
+from doubles import publish_version
 from tunewright.artifacts import Store
 from tunewright.config import ServeConfig
 from tunewright.errors import BadRequest, EngineFailed, ModelNotFound, StoreError
@@ -79,7 +79,10 @@ def test_the_served_answer_is_the_decoded_one(engine, store, version):
     for text in PROMPTS:
         ((served, last),) = ask(engine, chat(text))
         assert (served, last.prompt_tokens, last.completion_tokens) == decoded(store, version, text, True)
-        assert (last.version, last.finish_reason) == ("desk@v1", "length" if last.completion_tokens == 24 else "stop")
+        assert (last.version, last.finish_reason) == (
+            "desk@v1",
+            "length" if last.completion_tokens == 24 else "stop",
+        )
 
 
 def test_the_base_answers_beside_the_tuned_model(engine, store, version):
@@ -170,8 +173,16 @@ def test_an_answer_ends_where_the_context_does(engine):
         (GenerateRequest("prod", prompt="word " * 200), BadRequest, "the model holds 128"),
         (GenerateRequest("prod", prompt=""), BadRequest, "the prompt is empty"),
         (GenerateRequest("prod", messages=({"role": "user", "content": " "},)), BadRequest, "has no text"),
-        (GenerateRequest("prod", messages=({"role": "assistant", "content": "a"},)), BadRequest, "assistant's"),
-        (GenerateRequest("prod", messages=({"role": "user", "content": "a"},) * 500), BadRequest, "the model holds"),
+        (
+            GenerateRequest("prod", messages=({"role": "assistant", "content": "a"},)),
+            BadRequest,
+            "assistant's",
+        ),
+        (
+            GenerateRequest("prod", messages=({"role": "user", "content": "a"},) * 500),
+            BadRequest,
+            "the model holds",
+        ),
         (chat("a<|end|>"), BadRequest, "special token"),
     ],
 )
