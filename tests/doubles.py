@@ -1,4 +1,4 @@
-"""Test doubles that several rooms share: models and tokenizers built in-process, engines that queue behaviour."""
+"""Test doubles that several rooms share: models built in-process, engines that queue behaviour."""
 
 from __future__ import annotations
 
@@ -148,25 +148,27 @@ def serving(app: Any) -> Any:
     return running()
 
 
-def tiny_model_folder(folder: Any, seed: int = 0, context: int = 128) -> Any:
-    """A random Hugging Face model with a byte-level tokenizer and a chat template; returns `folder`."""
+def tiny_model_folder(folder: Any, seed: int = 0, context: int = 128, endless: bool = False) -> Any:
+    """A random Hugging Face model with a byte-level tokenizer and a chat template; returns `folder`.
+
+    With `endless`, a stop token is never the likeliest, so that an answer fills the context.
+    """
+    import torch
+
+    from tunewright.models.load import load_tokenizer
     from tunewright.models.tiny import TinyShape, write_newborn
 
     shape = TinyShape(vocab_limit=300, context=context)
     write_newborn(folder, ["the quick brown fox jumps over the lazy dog"], shape, seed)
-    tokenizer_size = len(_tokenizer(folder))
-    model = tiny_llama(tokenizer_size, seed, context)
+    model = tiny_llama(len(load_tokenizer(folder)), seed, context)
+    if endless:
+        with torch.no_grad():
+            model.lm_head.weight[:7] = 0  # the special tokens
     # The tokenizer's and the generation config's stop tokens stay as they were written.
     kept = (folder / "generation_config.json").read_bytes()
     model.save_pretrained(folder)
     (folder / "generation_config.json").write_bytes(kept)
     return folder
-
-
-def _tokenizer(folder: Any) -> Any:
-    from tunewright.models.load import load_tokenizer
-
-    return load_tokenizer(folder)
 
 
 def publish_version(
@@ -176,6 +178,7 @@ def publish_version(
     method: str = "lora",
     seed: int = 0,
     context: int = 128,
+    endless: bool = False,
 ) -> Any:
     """A registered version of random weights: base, adapter (or a whole model), tokenizer; alias moved."""
     import warnings
@@ -187,18 +190,14 @@ def publish_version(
     from tunewright.models.load import load_model, load_renderer, save_tokenizer
     from tunewright.registry import Registry
 
-    base = publish(
-        store,
-        "base",
-        fill=lambda folder: tiny_model_folder(folder / "model", context=context),
-        context=context,
-    )
+    size = {"context": context, "endless": endless}
+    base = publish(store, "base", fill=lambda folder: tiny_model_folder(folder / "model", **size), **size)
     data = publish(store, "data", n=seed)
 
     def fill(folder: Any) -> None:
         save_tokenizer(load_renderer(model_folder(base)), folder / "tokenizer")
         if method == "full":
-            tiny_model_folder(folder / "model", seed + 1000, context)
+            tiny_model_folder(folder / "model", seed + 1000, **size)
             return
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

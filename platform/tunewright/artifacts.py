@@ -284,7 +284,9 @@ def explain_os_error(error: OSError) -> str:
     """A sentence for a refused file operation: what happened and what to do."""
     at = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"the disk is full{at}; free some space and run the same command again: finished stages are kept"
+        return (
+            f"the disk is full{at}; free some space and run the same command again: finished stages are kept"
+        )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"it cannot be written{at}; choose another folder with `store:` or TUNEWRIGHT_STORE"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):

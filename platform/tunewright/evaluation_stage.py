@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,24 @@ def read_scores(scores: Artifact) -> dict[str, Any]:
     return results
 
 
-def _both_scores(
-    line: Line, base: Artifact, data: Artifact, trained: Artifact
-) -> tuple[Artifact, Artifact]:
+def _both_scores(line: Line, base: Artifact, data: Artifact, trained: Artifact) -> tuple[Artifact, Artifact]:
     """Scores of the base and of the tuned model; what is missing is computed at the same time."""
     run, store = line.run, line.store
     plans = [_scores_plan(run, model, data) for model in (base, trained)]
     found = [store.find(plan) for plan in plans]
     missing = [i for i, artifact in enumerate(found) if artifact is None]
-    if missing:
+    if not run.evaluate.tasks:
+        for index in missing:
+            work = clear_dir(store.work_dir(plans[index]))
+            write_json(work / RESULT, {})
+            found[index] = store.publish(plans[index], work, {"tasks": {}})
+    elif missing:
         begun = time.monotonic()
         line.say("scores     ...")
         with store.lock(f"{plans[-1].kind}-{plans[-1].id}", f"run {run.name}, stage evaluate"):
-            for index, artifact in zip(missing, _score(store, run, missing, plans, base, data, trained), strict=True):
+            for index, artifact in zip(
+                missing, _score(store, run, missing, plans, base, data, trained), strict=True
+            ):
                 found[index] = artifact
         names = " and ".join("base" if i == 0 else "tuned" for i in missing)
         refs = ", ".join(a.ref for a in found if a is not None)
@@ -156,7 +162,7 @@ def _folder(base: Artifact) -> str:
     return str(model_folder(base))
 
 
-def _figures(result: dict[str, Any]) -> dict[str, Any]:
+def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
     return {k: result[k] for k in ("n", "exact", "exact_match", "interval", "fields", "valid_json", "loss")}
 
 
@@ -164,5 +170,7 @@ def _told(evaluation: Artifact) -> str:
     parts = []
     for name, after in evaluation.facts["tuned"].items():
         before = evaluation.facts["base"][name]
-        parts.append(f"{name}: exact match {before['exact_match']:.3f} base, {after['exact_match']:.3f} tuned")
+        parts.append(
+            f"{name}: exact match {before['exact_match']:.3f} base, {after['exact_match']:.3f} tuned"
+        )
     return "; ".join(parts) or "no task"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from tunewright.artifacts import Artifact, Plan, Store, explain_os_error
 from tunewright.config import RunConfig
@@ -41,6 +43,7 @@ class Line:
 
     run: RunConfig
     store: Store
+    out: TextIO = field(default_factory=lambda: sys.stdout)
     started: float = field(default_factory=time.monotonic)
     records: list[StageRecord] = field(default_factory=list)
     _shown: float = 0.0
@@ -52,7 +55,7 @@ class Line:
     def say(self, text: str) -> None:
         """One line for the person who watches, with the time since the start."""
         minutes, seconds = divmod(self.elapsed, 60)
-        print(f"[{int(minutes):2d}:{seconds:04.1f}] {text}", flush=True)
+        print(f"[{int(minutes):2d}:{seconds:04.1f}] {text}", file=self.out, flush=True)
 
     def live(self, text: str, every_s: float = 2.0) -> None:
         """A line of progress; those that come too fast are left out."""
@@ -61,7 +64,9 @@ class Line:
             self._shown = now
             self.say(f"           {text}")
 
-    def make(self, name: str, plan: Plan, build: Callable[[], Artifact], tell: Callable[[Artifact], str]) -> Artifact:
+    def make(
+        self, name: str, plan: Plan, build: Callable[[], Artifact], tell: Callable[[Artifact], str]
+    ) -> Artifact:
         """The artifact of `plan`: found in the store, or built now under its lock.
 
         Raises:
@@ -101,6 +106,31 @@ class Line:
         if "eval_loss" in metrics:
             parts.insert(2, f"eval loss {metrics['eval_loss']:.3f}")
         self.live("  ".join(parts), every_s=0.0 if "eval_loss" in metrics else 2.0)
+
+
+@contextmanager
+def quiet_libraries(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
+    """The real stdout and stderr, while whatever libraries and Ray print goes to the file `log`.
+
+    File descriptors are swapped, not Python objects: Ray's core and its threads write there too.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    real = [os.dup(1), os.dup(2)]
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    out, err = (os.fdopen(os.dup(descriptor), "w", encoding="utf-8") for descriptor in real)
+    try:
+        yield out, err
+    finally:
+        for stream in (sys.stdout, sys.stderr, out, err):
+            stream.flush()
+        for descriptor, target in zip(real, (1, 2), strict=True):
+            os.dup2(descriptor, target)
+            os.close(descriptor)
+        out.close()
+        err.close()
 
 
 def _fault(point: str) -> None:

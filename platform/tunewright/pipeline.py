@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tunewright.artifacts import Artifact, Store, read_json, write_json
 from tunewright.base_stage import base_stage
 from tunewright.config import RunConfig, TrainConfig, load_run
 from tunewright.errors import ConfigError, EvaluateError, TunewrightError
 from tunewright.evaluation_stage import evaluation_stage, read_scores
-from tunewright.line import Line
+from tunewright.line import Line, quiet_libraries
 from tunewright.preflight import check_cluster_size, check_files
 
 STAGES = ("base", "data", "sweep", "train", "evaluate", "register", "deploy")
@@ -36,20 +38,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         run = load_run(options.config, options.sets)
-        run_line(run, options.until)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        folder = Store(run.store_root).root / "runs" / run.name
+        folder.mkdir(parents=True, exist_ok=True)
     except TunewrightError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
-        return 130
+        return _told_error(error, sys.stderr)
+    with quiet_libraries(folder / "driver.log") as (out, err):
+        try:
+            run_line(run, options.until, out)
+        except TunewrightError as error:
+            return _told_error(error, err)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=err, flush=True)
+            return 130
+        except Exception:  # the edge of the process: whatever it is, the person must see it
+            print(f"unexpected error; what came before it is in {folder / 'driver.log'}", file=err)
+            traceback.print_exc(file=err)
+            return 1
     return 0
 
 
-def run_line(run: RunConfig, until: str = STAGES[-1]) -> dict[str, Any]:
+def _told_error(error: TunewrightError, err: TextIO) -> int:
+    """Print the message alone; the exit code is 2 for a wrong description and 1 for anything else."""
+    print(f"error: {error}", file=err, flush=True)
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def run_line(run: RunConfig, until: str = STAGES[-1], out: TextIO | None = None) -> dict[str, Any]:
     """Run the line up to and with the stage `until`; returns the summary that it wrote.
 
     Raises:
@@ -57,7 +71,7 @@ def run_line(run: RunConfig, until: str = STAGES[-1]) -> dict[str, Any]:
     """
     store = Store(run.store_root)
     check_files(run)
-    line = Line(run, store)
+    line = Line(run, store, out or sys.stdout)
     with store.lock(f"run-{run.name}", f"run {run.name}"):
         folder = store.root / "runs" / run.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,10 +113,11 @@ def _connect() -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nothing here acts on a notice
     ray.init(
         address=address,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         include_dashboard=None if address else True,
         runtime_env={"env_vars": {"RAY_ADDRESS": address}} if address else None,
     )
@@ -250,8 +265,21 @@ def _finish(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
     summary = _summary(line, folder, made)
     write_json(folder / "summary.json", summary)
     write_report(folder, summary, _metrics(line, made), _trials(made), _evaluation(line, made))
-    print(f"\n{summary_table(summary)}\n", flush=True)
+    print(f"\n{summary_table(summary)}\n", file=line.out)
+    print(_next_steps(line.run, folder, summary), file=line.out, flush=True)
     return summary
+
+
+def _next_steps(run: RunConfig, folder: Path, summary: dict[str, Any]) -> str:
+    """The two lines a person copies next."""
+    command = Path(sys.executable).with_name("tunewright")
+    lines = []
+    if summary["version"] and run.serve:
+        up = "make serve" if run.name == "quickstart" else f"{command} deploy {folder / 'config.json'}"
+        lines.append(f"keep the endpoint up       {up}")
+    own = "cp jobs/configs/own_data.yaml my.yaml   (name your rows and model in it)"
+    lines.append(f"your own data and model    {own}, then {command} run my.yaml")
+    return "\n".join(lines)
 
 
 def _summary(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
@@ -340,7 +368,9 @@ def _evaluation(line: Line, made: dict[str, Any]) -> dict[str, Any]:
         return {}
     evaluation: Artifact = made["evaluate"]
     parents = evaluation.manifest.parents
-    base, tuned = (read_scores(line.store.load(parents[f"{k}_scores"], verify=False)) for k in ("base", "tuned"))
+    base, tuned = (
+        read_scores(line.store.load(parents[f"{k}_scores"], verify=False)) for k in ("base", "tuned")
+    )
     return {"base": base, "tuned": tuned, **{k: evaluation.facts[k] for k in ("compare", "gates")}}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tunewright.config import FileSource, RunConfig
 from tunewright.errors import ConfigError
 
@@ -14,19 +16,21 @@ def check_files(run: RunConfig) -> None:
         ModelError: the base folder is missing or cannot be used.
         ConfigError: the search space is not valid.
     """
-    from pathlib import Path
-
     from tunewright.data.sources import source_files
-    from tunewright.models.base import check_folder
 
     for source in (*run.data.sources, *(task.source for task in run.evaluate.tasks)):
         if isinstance(source, FileSource):
             source_files(source)
-    folder = Path(run.base.model).expanduser()
-    if run.base.model != "tiny" and (folder.is_dir() or run.base.model.count("/") != 1):
-        from tunewright.models.base import locate
+    if run.base.model != "tiny":
+        from tunewright.models.base import check_folder, is_hub_id, locate
 
-        check_folder(locate(run.base))
+        if Path(run.base.model).expanduser().is_dir() or not is_hub_id(run.base.model):
+            check_folder(locate(run.base))
+    gates = [name for name, needed in run.evaluate.gates if needed is not None]
+    if gates and not run.evaluate.tasks:
+        raise ConfigError(
+            f"evaluate.gates.{gates[0]} needs something to measure: name a task under evaluate.tasks"
+        )
     if run.sweep is not None:
         check_sweep(run)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tunewright.errors import ClusterError
 
-LOGICAL_CPUS = 4
+LOGICAL_CPUS = 2
 """Least that a local Ray offers: two training workers, a driver and an endpoint's replicas fit."""
 OBJECT_STORE_BYTES = 1_000_000_000
 READY_TIMEOUT_S = 60.0

@@ -44,7 +44,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def version(store):
-    return publish_version(store, context=4096)
+    return publish_version(store, context=4096, endless=True)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_another_version_takes_over_on_the_same_port_without_a_failed_request(
 ):
     from tunewright.serve.app import deploy
 
-    second = publish_version(store, seed=1, context=4096)
+    second = publish_version(store, seed=1, context=4096, endless=True)
     assert Registry(store).resolve("desk@prod") == second
     answered, over = [], threading.Event()
 
@@ -279,21 +279,16 @@ def test_serve_deploy_takes_the_shipped_file(repo, store, version, tmp_path):
         "    deadline = time.monotonic() + 90\n"
         "    while True:\n"
         "        try:\n"
-        "            request = urllib.request.Request(sys.argv[2], headers={'Authorization': 'Bearer ' + sys.argv[3]})\n"
-        "            print(urllib.request.urlopen(request, timeout=5).read().decode())\n"
+        "            key = {'Authorization': 'Bearer ' + sys.argv[3]}\n"
+        "            ask = urllib.request.Request(sys.argv[2], headers=key)\n"
+        "            print(urllib.request.urlopen(ask, timeout=5).read().decode())\n"
         "            break\n"
         "        except OSError:\n"
         "            assert time.monotonic() < deadline\n"
         "            time.sleep(0.2)\n"
     )
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        str(file),
-        f"http://127.0.0.1:{port}/version",
-        endpoint_key(store.root),
-    ]
+    url, key = f"http://127.0.0.1:{port}/version", endpoint_key(store.root)
+    command = [sys.executable, "-c", script, str(file), url, key]
     env = {k: v for k, v in os.environ.items() if k != "RAY_AUTH_TOKEN"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -58,6 +58,7 @@ def load_yaml_file(path: Path) -> tuple[dict[str, Any], dict[Loc, int]]:
     if not isinstance(data, dict):
         found = "an empty file" if data is None else f"a {type(data).__name__}"
         raise ConfigError(f"{path}: expected `key: value` lines, found {found}")
+    assert node is not None
     return data, dict(_lines(node, ()))
 
 
@@ -208,9 +209,7 @@ def _fields_at(model: type[BaseModel], loc: Loc) -> set[str]:
                 below.append(kind)
             elif part in kind.model_fields:
                 below += _models_in(kind.model_fields[part].annotation)
-            elif any(part in _tags(field.annotation) for field in kind.model_fields.values()):
-                below.append(kind)
-            elif part in _tags(kind):
+            elif part in _tags(kind) or any(part in _tags(f.annotation) for f in kind.model_fields.values()):
                 below.append(kind)
         kinds = below or kinds
     return {name for kind in kinds for name in kind.model_fields}

@@ -35,7 +35,5 @@ class ServeConfig(Config):
     @model_validator(mode="after")
     def _replicas_ordered(self) -> ServeConfig:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}"
-            )
+            raise ValueError(f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}")
         return self

@@ -133,7 +133,7 @@ def _run(step: Step, chunks: Sequence[Chunk], work: Path) -> list[dict[str, Any]
         ray.data.from_items([{"chunk": json.dumps(asdict(c))} for c in chunks])
         .repartition(len(chunks))
         .map_batches(
-            _chunk_to_documents,
+            _chunk_to_documents,  # type: ignore[arg-type]
             fn_kwargs={"step": step},
             batch_size=1,
             batch_format="pyarrow",
@@ -141,9 +141,13 @@ def _run(step: Step, chunks: Sequence[Chunk], work: Path) -> list[dict[str, Any]
         )
         .groupby("bucket", num_partitions=partitions)
         .map_groups(
-            _write_bucket,
+            _write_bucket,  # type: ignore[arg-type]
             batch_format="pyarrow",
-            fn_kwargs={"seq_len": step.config.pack.seq_len, "out": str(work), "dedup": step.config.rules.drop_duplicates},
+            fn_kwargs={
+                "seq_len": step.config.pack.seq_len,
+                "out": str(work),
+                "dedup": step.config.rules.drop_duplicates,
+            },
             num_cpus=0.5,
         )
     )
@@ -253,14 +257,14 @@ def _write_bucket(group: pa.Table, seq_len: int, out: str, dedup: bool) -> pa.Ta
         summary["rejected"] = _by_source(kept, "reason")
         return _summary_table(bucket, summary)
     split, number = bucket.split("-")
-    documents = [
-        Document(np.frombuffer(r["ids"], np.int32), np.frombuffer(r["mask"], np.int8)) for r in kept
-    ]
+    documents = [Document(np.frombuffer(r["ids"], np.int32), np.frombuffer(r["mask"], np.int8)) for r in kept]
     packed = pack_best_fit([len(d.ids) for d in documents], seq_len)
     write_shard(folder / split / f"shard-{number}.parquet", documents, packed, seq_len)
     if split == "eval":
         examples = [r["payload"] for r in kept if r["payload"]]
-        pq.write_table(pa.table({"conversation": examples}), folder / "examples" / f"examples-{number}.parquet")
+        pq.write_table(
+            pa.table({"conversation": examples}), folder / "examples" / f"examples-{number}.parquet"
+        )
     _write_quarantine(folder / "quarantine" / f"duplicates-{bucket}.parquet", duplicates)
     findings: Counter[str] = Counter()
     for row in kept:
@@ -387,8 +391,8 @@ def _check(config: DataConfig, facts: dict[str, Any], work: Path) -> None:
         if share > config.rules.max_bad_fraction:
             top = "; ".join(f"{count} x {reason}" for reason, count in list(entry["reasons"].items())[:3])
             raise DataError(
-                f"{entry['source']}: {entry['rejected']} of {entry['read']} rows ({share:.1%}) were rejected, "
-                f"above data.rules.max_bad_fraction={config.rules.max_bad_fraction:g}. {top}. "
+                f"{entry['source']}: {entry['rejected']} of {entry['read']} rows ({share:.1%}) were "
+                f"rejected, above data.rules.max_bad_fraction={config.rules.max_bad_fraction:g}. {top}. "
                 f"The rows are in {work / 'quarantine'}"
             )
         if config.pack.overflow == "error":

@@ -115,6 +115,8 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
+    if isinstance(value, list | tuple) and value and all(isinstance(word, str) for word in value):
+        value = " ".join(value)  # a list of words, as token-tagged data sets have
     if not isinstance(value, str):
         raise DataError(f"column `{column}` is {'missing' if value is None else type(value).__name__}")
     if not value.strip():

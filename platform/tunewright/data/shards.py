@@ -1,8 +1,8 @@
 """Packed rows on disk: Parquet with fixed-length columns, written once, read by index.
 
-    input_ids    fixed_size_list<int32, L>   tokens, then padding
-    loss_mask    fixed_size_list<int8, L>    1 where the token is to be learned
-    segment_ids  fixed_size_list<int32, L>   document number within the row from 1; 0 is padding
+input_ids    fixed_size_list<int32, L>   tokens, then padding
+loss_mask    fixed_size_list<int8, L>    1 where the token is to be learned
+segment_ids  fixed_size_list<int32, L>   document number within the row from 1; 0 is padding
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Document:
     loss_mask: npt.NDArray[np.int8]
 
 
-def write_shard(path: Path, documents: Sequence[Document], rows: Sequence[Sequence[int]], seq_len: int) -> int:
+def write_shard(
+    path: Path, documents: Sequence[Document], rows: Sequence[Sequence[int]], seq_len: int
+) -> int:
     """Write packed rows (lists of indices into `documents`); returns the file's size in bytes."""
     shape = (len(rows), seq_len)
     ids = np.zeros(shape, np.int32)

@@ -6,8 +6,9 @@ The task: a free-text ticket in, one line of JSON out.
     {"intent":"billing","product":"router","priority":"low","order":"TW-48K1"}
 
 Everything is a pure function of its arguments: the same on every machine, and for any PYTHONHASHSEED.
-What is held out never occurs in training lines of any seed: combinations of (intent, product, priority), order
-numbers, customer names, openings and closings. Held-out order numbers are in no pretraining document either.
+What is held out never occurs in training lines of any seed: combinations of (intent, product, priority),
+order numbers, customer names, openings and closings. Held-out order numbers are in no pretraining document
+either.
 Knows nothing of tokenizers, files or chat formats.
 """
 
@@ -339,7 +340,11 @@ def _dialogue(rng: random.Random) -> str:
 
 
 def _letter(rng: random.Random) -> str:
-    phrases = [_any_request(rng), rng.choice(ORDER_PHRASES).format(order=_order_number(rng)), _any_urgency(rng)]
+    phrases = [
+        _any_request(rng),
+        rng.choice(ORDER_PHRASES).format(order=_order_number(rng)),
+        _any_urgency(rng),
+    ]
     if rng.random() < 0.2:
         phrases[1] = rng.choice(NO_ORDER_PHRASES[:2])
     rng.shuffle(phrases)
@@ -366,7 +371,9 @@ def _call_note(rng: random.Random) -> str:
 
 def _scan_log(rng: random.Random) -> str:
     order = _order_number(rng)
-    stages = rng.sample(("received", "sorted", "weighed", "labelled", "loaded", "delivered"), rng.randrange(2, 6))
+    stages = rng.sample(
+        ("received", "sorted", "weighed", "labelled", "loaded", "delivered"), rng.randrange(2, 6)
+    )
     return f"Scan log of {order}\n" + "\n".join(f"{order} {stage}" for stage in stages)
 
 

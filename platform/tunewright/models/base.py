@@ -71,7 +71,9 @@ def check_folder(folder: Path) -> None:
         raise ModelError(f"{folder} is not a causal language model: architectures is {names}")
     if not any(folder.glob("*.safetensors")):
         pickled = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
-        found = f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
+        found = (
+            f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
+        )
         raise ModelError(f"{folder} has {found}; safetensors are needed")
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder} has no tokenizer.json")
@@ -106,15 +108,21 @@ def locate(config: BaseModelConfig) -> Path:
     folder = Path(config.model).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    looks_local = config.model.startswith((".", "/", "~")) or config.model.count("/") != 1
-    if looks_local:
+    if not is_hub_id(config.model):
         raise ModelError(
             f"base model {config.model}: no such folder. Give `tiny`, a folder with config.json and "
             f"*.safetensors, or a Hugging Face id such as Qwen/Qwen3-0.6B with a revision"
         )
     if config.revision is None:
-        raise ModelError(f"base model {config.model}: a Hugging Face id needs base.revision (a commit or tag)")
+        raise ModelError(
+            f"base model {config.model}: a Hugging Face id needs base.revision (a commit or tag)"
+        )
     return _download(config.model, config.revision)
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether the text reads as OWNER/NAME rather than as a path."""
+    return not model.startswith((".", "/", "~")) and model.count("/") == 1
 
 
 def _download(model: str, revision: str) -> Path:

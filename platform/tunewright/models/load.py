@@ -72,7 +72,7 @@ def load_model(base_folder: Path, adapter_folder: Path | None, dtype: torch.dtyp
     if adapter_folder is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(
+        model = PeftModel.from_pretrained(  # type: ignore[assignment]
             model, str(adapter_folder), is_trainable=False, autocast_adapter_dtype=False
         )
     model.eval()

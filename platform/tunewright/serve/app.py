@@ -134,8 +134,9 @@ def _require_port(config: ServeConfig) -> None:
         if (running.host, running.port) == (config.host, config.port):
             return
         raise ServeError(
-            f"Ray Serve runs here already, on {running.host} port {running.port}, and cannot move to "
-            f"{config.host} port {config.port}: set serve.port={running.port}, or stop it first (`serve shutdown`)"
+            f"Ray Serve runs here already, on {running.host} port {running.port}, and cannot move "
+            f"to {config.host} port {config.port}: set serve.port={running.port}, "
+            f"or stop it first (`serve shutdown`)"
         )
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -116,7 +116,7 @@ class Batcher:
             return batch
 
     def _serve(self, batch: Sequence[Ticket]) -> None:
-        """Decode a batch; when it fails, each request that is left alone, so that only the guilty one fails."""
+        """Decode a batch; when it fails, each that is left alone: only the guilty one fails."""
         try:
             self._decode_batch([t for t in batch if not t.over])
             return

@@ -42,13 +42,15 @@ class TextStream:
     def _advance(self, text: str) -> str:
         """What `text` adds; then keep only the newest ids, as context for those to come.
 
-        Some decoders treat the first token of a text differently, so that the new ids alone
-        could not be decoded next time.
+        Some decoders strip the space before the first word of a text, so that the next ids alone
+        could not be decoded; nor after ids that have no text, such as special tokens.
         """
         new = text[len(self._known_text) :]
-        self._ids = self._ids[self._known :]
-        self._known = len(self._ids)
-        self._known_text = self._decode(self._ids)
+        newest = self._ids[self._known :]
+        newest_text = self._decode(newest)
+        if newest_text:
+            self._ids, text = newest, newest_text
+        self._known, self._known_text = len(self._ids), text
         return new
 
     def _release(self, new: str, final: bool) -> str:

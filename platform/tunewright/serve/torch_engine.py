@@ -183,7 +183,8 @@ class TorchEngine:
 
     def _too_long(self, length: int, param: str) -> BadRequest:
         return BadRequest(
-            f"the prompt has at least {length} tokens; the model holds {self._context_tokens}, answer included",
+            f"the prompt has at least {length} tokens; "
+            f"the model holds {self._context_tokens}, answer included",
             param=param,
             code="context_length_exceeded",
         )

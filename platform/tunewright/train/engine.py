@@ -107,7 +107,9 @@ class Engine:
                     parameter.data.copy_(tensors[f"w/{name}"])
 
 
-def build_engine(model: torch.nn.Module, config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Engine:
+def build_engine(
+    model: torch.nn.Module, config: TrainConfig, dtype: torch.dtype, device: torch.device
+) -> Engine:
     """Wrap `model` for ZeRO; torch.distributed must be initialised already.
 
     The number of workers is the process group's: `workers` of the configuration may differ after

@@ -14,18 +14,30 @@ from tunewright.artifacts import Artifact, Plan, Store, code_hash, digest, read_
 from tunewright.config import TrainConfig
 from tunewright.errors import ClusterError, ModelError, TrainError, TunewrightError
 from tunewright.models.base import model_folder
-from tunewright.train.worker import ScorerFactory, WorkerSpec, read_metrics, train_worker
+from tunewright.train.worker import WorkerSpec, read_metrics, train_worker
 
 STAGE_CODE = ("train", "models/load", "data/shards")
 Progress = Callable[[dict[str, float]], None]
-PLACEMENT_ONLY = {"workers", "worker_resources", "max_failures", "keep_checkpoints", "save_steps", "logging_steps"}
+PLACEMENT_ONLY = {
+    "workers",
+    "worker_resources",
+    "max_failures",
+    "keep_checkpoints",
+    "save_steps",
+    "logging_steps",
+}
 """Settings that change neither the weights nor what is reported of them."""
 
 
 def train_plan(
     config: TrainConfig, base: Artifact, data: Artifact, seed: int, start: Artifact | None = None
 ) -> Plan:
-    """The identity of a training: its parents, hyperparameters, seed and code, not where it runs."""
+    """The identity of a training: its parents, hyperparameters, seed and code, not where it runs.
+
+    Raises:
+        TrainError: the data set is not for the objective.
+    """
+    _check_objective(config, data)
     parents = {"base": base.ref, "data": data.ref}
     if start is not None:
         parents["start"] = start.ref
@@ -33,9 +45,19 @@ def train_plan(
     return Plan("train", parents, {**deciding, "seed": seed}, code_hash(*STAGE_CODE))
 
 
+def _check_objective(config: TrainConfig, data: Artifact) -> None:
+    texts = {source["format"] == "text" for source in data.facts["funnel"]}
+    wanted = config.objective == "pretrain"
+    if texts != {wanted}:
+        rows, fitting = ("texts", "pretrain") if True in texts else ("conversations", "sft")
+        raise TrainError(f"train.objective is {config.objective}, but the rows are {rows}; say {fitting}")
+
+
 def identity(config: TrainConfig, base: Artifact, data: Artifact, seed: int) -> str:
     """Hash of what decides the weights at a step; the number of workers is not part of it."""
-    deciding = config.model_dump(mode="json", exclude=PLACEMENT_ONLY | {"eval_steps", "zero", "micro_batch_size"})
+    deciding = config.model_dump(
+        mode="json", exclude=PLACEMENT_ONLY | {"eval_steps", "zero", "micro_batch_size"}
+    )
     return digest({"config": deciding, "base": base.ref, "data": data.ref, "seed": seed})
 
 
@@ -89,8 +111,9 @@ def run_workers(spec: WorkerSpec, callbacks: list[Any] | None = None) -> None:
     snapshot stops a run for good. Each attempt has a run name of its own, and finds what earlier
     ones saved in the spec's work folder.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, RunConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     config = spec.config
@@ -106,7 +129,7 @@ def run_workers(spec: WorkerSpec, callbacks: list[Any] | None = None) -> None:
         scaling_config=ScalingConfig(
             num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=per_worker
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[arg-type]
             name=f"attempt-{time.time_ns()}",
             storage_path=str(attempts),
             failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=3),
@@ -182,7 +205,7 @@ def _stop_on_own_error() -> Any:
     """A callback that ends the run at once on an error that a retry would only repeat."""
     from ray.train import UserCallback
 
-    class StopOnOwnError(UserCallback):  # type: ignore[misc]
+    class StopOnOwnError(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
                 own = _unwrap(error)

@@ -51,8 +51,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where training ended."""
+    """Where training began, this time, and where it ended."""
 
+    began_at: int
     step: int
     total_steps: int
     tokens: int
@@ -95,12 +96,12 @@ class Loop:
             NonFiniteLoss: before the weights of that step could be saved.
             ResumeMismatch: the checkpoint belongs to another run.
         """
-        step = self._resume()
+        step = began_at = self._resume()
         if step < self.stop:
             step = self._train(step)
         state = self.engine.trainable_state()
         weights = {name[2:]: value for name, value in state.items() if name.startswith("w/")}
-        return Outcome(step, self.total, self.tokens, self.figures, weights)
+        return Outcome(began_at, step, self.total, self.tokens, self.figures, weights)
 
     def _train(self, step: int) -> int:
         config, started = self.config, time.monotonic()
@@ -169,8 +170,9 @@ class Loop:
     def _loss(self, batch: Batch) -> torch.Tensor:
         logits = self.engine.deepspeed(**batch.inputs).logits
         if not batch.supervised:  # a forward and backward pass all the same: workers move together
-            return logits.sum() * 0.0
-        return loss_sum(logits, batch)
+            return logits.sum() * 0.0  # type: ignore[no-any-return]
+        loss: torch.Tensor = loss_sum(logits, batch)
+        return loss
 
     def _evaluate(self) -> Metrics:
         """Loss over the evaluation rows, token-weighted, and the task's figure."""

@@ -40,7 +40,7 @@ def apply_method(model: PreTrainedModel, method: LoraConfig | FullConfig, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, peft_config, autocast_adapter_dtype=False)  # type: ignore[return-value]
+            return get_peft_model(model, peft_config, autocast_adapter_dtype=False)
         except ValueError as error:
             linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if _is_linear(m)})
             raise TrainError(

@@ -43,9 +43,7 @@ def supervised_mask(rows: dict[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.bo
     return learned
 
 
-def make_batch(
-    rows: dict[str, npt.NDArray[np.int64]], device: torch.device, dtype: torch.dtype
-) -> Batch:
+def make_batch(rows: dict[str, npt.NDArray[np.int64]], device: torch.device, dtype: torch.dtype) -> Batch:
     """Packed rows as the model takes them: no token sees another document.
 
     Logits are computed only for columns that some row supervises.

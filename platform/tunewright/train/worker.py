@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.artifacts import write_json
 from tunewright.config import TrainConfig
 from tunewright.train.loop import Job, Loop, Metrics, Outcome, Scorer
 
@@ -26,7 +27,6 @@ class WorkerSpec:
         base: Hugging Face folder of the base model.
         data: folder of the data artifact.
         work: folder of this training: checkpoints, metrics, result.
-        init: a folder of a model to train further in full, instead of the base (None: the base).
         export: whether to write the trained model; sweep trials do not.
         make_scorer: builds the task's scorer in the worker, or None.
     """
@@ -55,8 +55,13 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     outcome = run_spec(spec, context.get_world_rank(), ray.train.report)
     if context.get_world_rank() == 0:
-        final = {**outcome.metrics, "steps": outcome.step, "tokens": outcome.tokens}
-        _write_json(Path(spec.work) / "outcome.json", final)
+        final = {
+            **outcome.metrics,
+            "steps": outcome.step,
+            "tokens": outcome.tokens,
+            "resumed_at_step": outcome.began_at,
+        }
+        write_json(Path(spec.work) / "outcome.json", final)
 
 
 def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> Outcome:
@@ -71,7 +76,11 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
     _quiet()
     prepare_process()
     config = spec.config
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     if device.type == "cpu":
         torch.set_num_threads(max(1, round(config.worker_resources.cpus)))
     dtype = compute_dtype(config.precision, device.type)
@@ -170,12 +179,6 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError):
         return 0.0
-
-
-def _write_json(path: Path, value: Any) -> None:
-    from tunewright.artifacts import write_json
-
-    write_json(path, value)
 
 
 def _quiet() -> None:

@@ -177,9 +177,10 @@ def _run_tune(campaign: Campaign, progress: Progress | None) -> list[str]:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
     sweep = campaign.sweep
+    scheduler: TrialScheduler
     if sweep.scheduler == "asha":
         scheduler = ASHAScheduler(
             time_attr="training_step",
@@ -250,11 +251,19 @@ def _recorder(campaign: Campaign, progress: Progress | None) -> Any:
     """A Tune callback that marks trials as done, and passes their figures on."""
     from ray.tune import Callback
 
-    class Recorder(Callback):  # type: ignore[misc]
-        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **_: Any) -> None:
+    class Recorder(Callback):
+        def __init__(self, told: Progress | None):
+            self.told = told
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {"told": None}  # Tune saves its callbacks; a console cannot be saved
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: Any, **_: Any
+        ) -> None:
             index = int(trial.config["trial"])
-            if progress is not None:
-                progress(index, campaign.trials[index], dict(result))
+            if self.told is not None:
+                self.told(index, campaign.trials[index], dict(result))
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             index = int(trial.config["trial"])
@@ -264,7 +273,7 @@ def _recorder(campaign: Campaign, progress: Progress | None) -> Any:
             if not (folder / "done.json").exists():
                 write_json(folder / "done.json", {"state": state, "step": step})
 
-    return Recorder()
+    return Recorder(progress)
 
 
 def _result(campaign: Campaign, trial: int) -> dict[str, Any]:

@@ -40,7 +40,9 @@ class Dimension(Config):
     def _exactly_one(self) -> Dimension:
         given = [name for name, value in self if value is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of grid, choice, uniform, log_uniform; found {given or 'none'}")
+            raise ValueError(
+                f"give exactly one of grid, choice, uniform, log_uniform; found {given or 'none'}"
+            )
         low, high = self.uniform or self.log_uniform or (1.0, 2.0)
         if not low < high or (self.log_uniform and low <= 0):
             raise ValueError(f"[{low}, {high}] is not a range from a lower to a higher number")
@@ -88,7 +90,7 @@ def draw_trials(space: Space, trials: int, seed: int) -> list[Params]:
     A grid of more points than trials is an error of the caller's; of fewer, its points are repeated
     with other random values.
     """
-    numbers = random.Random(seed)  # noqa: S311 - a search, not a secret
+    numbers = random.Random(seed)
     grids = {key: d.grid for key, d in space.items() if d.grid is not None}
     points = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
     drawn = []

@@ -1,4 +1,4 @@
-"""What is decided before any Ray is touched: names, arguments, ports; and what the gateway must not import."""
+"""Decided before any Ray is touched: names, arguments, ports; and what the gateway must not import."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_port_in_use_is_named_with_what_to_do(app, monkeypatch):
 
 def test_an_address_that_is_not_ours_is_refused(app, monkeypatch):
     monkeypatch.setattr(app, "_running_http_options", lambda: None)
-    with pytest.raises(ServeError, match="cannot listen on 192.0.2.1 port 8000"):
+    with pytest.raises(ServeError, match=r"cannot listen on 192\.0\.2\.1 port 8000"):
         app._require_port(ServeConfig(host="192.0.2.1"))
 
 

@@ -35,7 +35,7 @@ class ListSink:
 
 
 class CountingDecode:
-    """Gives each ticket prompt[0], prompt[0]+1, ...; a prompt that holds 666 breaks its batch after a step."""
+    """Gives a ticket prompt[0], prompt[0]+1, ...; a prompt with 666 breaks its batch after a step."""
 
     def __init__(self):
         self.batches: list[tuple[str, int]] = []

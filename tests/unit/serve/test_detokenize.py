@@ -49,11 +49,13 @@ def test_the_pieces_make_up_the_whole_text_for_any_bytes():
 
 
 def test_a_decoder_that_strips_the_first_space_of_a_text_does_not_lose_others():
-    words = ["▁the", "▁cat", "s", "▁▁", "▁sat", "."]
+    words = ["▁the", "▁cat", "s", "▁▁", "▁sat", "<special>", "▁on", "<special>", "<special>", "▁", "it", "."]
 
     def decode(ids):
-        return "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+        kept = "".join(words[i] for i in ids if words[i] != "<special>")
+        return kept.replace("▁", " ").removeprefix(" ")
 
+    assert decode(range(len(words))) == "the cats   sat on it."
     stream = TextStream(decode)
     assert "".join([stream.add(i) for i in range(len(words))] + [stream.finish()]) == decode(
         range(len(words))

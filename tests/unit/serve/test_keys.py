@@ -32,7 +32,12 @@ def test_two_stores_have_different_keys(tmp_path):
 
 
 def test_processes_that_ask_at_once_get_the_same_key(tmp_path):
-    script = "import sys, pathlib; from tunewright.serve.keys import endpoint_key; sys.stdin.readline(); print(endpoint_key(pathlib.Path(sys.argv[1])))"
+    script = (
+        "import sys, pathlib\n"
+        "from tunewright.serve.keys import endpoint_key\n"
+        "sys.stdin.readline()\n"
+        "print(endpoint_key(pathlib.Path(sys.argv[1])))\n"
+    )
     command = [sys.executable, "-c", script, str(tmp_path)]
     started = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)

@@ -263,6 +263,6 @@ def test_damaged_weights_are_not_served(store):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(StoreError, match="adapter_model.safetensors does not match"):
+    with pytest.raises(StoreError, match=r"adapter_model\.safetensors does not match"):
         TorchEngine.load(store, damaged, ["prod"], CONFIG)
     assert Registry(store).resolve("damaged@prod") == damaged
