@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"unexpected error; what came before it is in {folder / 'driver.log'}", file=err)
             traceback.print_exc(file=err)
             return 1
+        finally:
+            _leave()
     return 0
 
 
@@ -79,6 +81,10 @@ def run_line(run: RunConfig, until: str = STAGES[-1], out: TextIO | None = None)
         line.say(f"run {run.name}, store {store.root}")
         _connect()
         check_cluster_size(run)
+        if run.serve is not None and until == "deploy":
+            from tunewright.serve.app import require_port
+
+            require_port(run.serve)
         made = _stages(line, until)
         return _finish(line, folder, made)
 
@@ -121,6 +127,14 @@ def _connect() -> None:
         include_dashboard=None if address else True,
         runtime_env={"env_vars": {"RAY_ADDRESS": address}} if address else None,
     )
+
+
+def _leave() -> None:
+    """Leave Ray while what it says still goes to the log; an endpoint lives on without this process."""
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
 
 
 def _data(line: Line, base: Artifact) -> Artifact:
@@ -352,7 +366,10 @@ def _metrics(line: Line, made: dict[str, Any]) -> dict[str, list[dict[str, Any]]
     if pretrained:
         out["base"] = read_metrics(line.store.load(pretrained, verify=False).path / "metrics.jsonl")
     if "train" in made:
-        out["train"] = read_metrics(made["train"].path / "metrics.jsonl")
+        own = read_metrics(made["train"].path / "metrics.jsonl")
+        begun = own[0]["step"] if own else float("inf")
+        before = read_metrics(made["sweep"].path / "winner.jsonl") if "sweep" in made else []
+        out["train"] = [m for m in before if m["step"] < begun] + own
     return out
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tunewright.config import FileSource, RunConfig
 from tunewright.errors import ConfigError
 
@@ -22,10 +20,9 @@ def check_files(run: RunConfig) -> None:
         if isinstance(source, FileSource):
             source_files(source)
     if run.base.model != "tiny":
-        from tunewright.models.base import check_folder, is_hub_id, locate
+        from tunewright.models.base import check_base
 
-        if Path(run.base.model).expanduser().is_dir() or not is_hub_id(run.base.model):
-            check_folder(locate(run.base))
+        check_base(run.base)
     gates = [name for name, needed in run.evaluate.gates if needed is not None]
     if gates and not run.evaluate.tasks:
         raise ConfigError(

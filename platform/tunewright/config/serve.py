@@ -19,7 +19,7 @@ class ServeConfig(Config):
     target_ongoing_requests: float = Field(4, gt=0)
     """Requests a replica should have in flight; above it the autoscaler adds replicas."""
     max_ongoing_requests: int = Field(32, ge=1)
-    max_queued_requests: int = Field(128, ge=0)
+    max_queued_requests: int = Field(128, ge=1)
     """Requests waiting beyond this are refused with 429 and Retry-After."""
     max_batch_size: int = Field(16, ge=1)
     """Requests that one replica decodes together."""

@@ -55,6 +55,21 @@ def register_folder(store: Store, config: BaseModelConfig) -> tuple[Artifact, bo
     return store.publish(plan, work, facts), False
 
 
+def check_base(config: BaseModelConfig) -> None:
+    """Raises `ModelError` for what can be told without fetching anything from a hub."""
+    if Path(config.model).expanduser().is_dir() or not is_hub_id(config.model):
+        check_folder(locate(config))
+    else:
+        _require_revision(config)
+
+
+def _require_revision(config: BaseModelConfig) -> None:
+    if config.revision is None:
+        raise ModelError(
+            f"base model {config.model}: a Hugging Face id needs base.revision (a commit or tag)"
+        )
+
+
 def check_folder(folder: Path) -> None:
     """Raises `ModelError` with the reason when `folder` cannot be a base."""
     config_file = folder / "config.json"
@@ -113,10 +128,8 @@ def locate(config: BaseModelConfig) -> Path:
             f"base model {config.model}: no such folder. Give `tiny`, a folder with config.json and "
             f"*.safetensors, or a Hugging Face id such as Qwen/Qwen3-0.6B with a revision"
         )
-    if config.revision is None:
-        raise ModelError(
-            f"base model {config.model}: a Hugging Face id needs base.revision (a commit or tag)"
-        )
+    _require_revision(config)
+    assert config.revision is not None
     return _download(config.model, config.revision)
 
 

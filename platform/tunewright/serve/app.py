@@ -90,7 +90,7 @@ def deploy(config: ServeConfig, store_root: Path, model: str, wait_s: float = 12
     app, version = _pinned(config, Store(store_root), model)
     if not ray.is_initialized():
         raise ClusterError("this process is not connected to a Ray: call ray.init() first")
-    _require_port(config)
+    require_port(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its progress is ours to tell
     serve.start(
         proxy_location="HeadOnly",
@@ -127,7 +127,7 @@ def _pinned(config: ServeConfig, store: Store, model: str) -> tuple[serve.Applic
     return application(config, store.root, version.name, names, hashes), version
 
 
-def _require_port(config: ServeConfig) -> None:
+def require_port(config: ServeConfig) -> None:
     """Raises `ServeError` unless our own Serve listens on the port already, or anybody could."""
     running = _running_http_options()
     if running is not None:

@@ -97,6 +97,7 @@ def sweep(
     checkpoint = latest_checkpoint(campaign.folder(winner["trial"]) / "checkpoints")
     assert checkpoint is not None, "a trial with figures has a checkpoint"
     shutil.copytree(checkpoint.path, out / "winner")
+    shutil.copy(campaign.folder(winner["trial"]) / "metrics.jsonl", out / "winner.jsonl")
     write_json(out / "trials.json", results)
     facts = {
         "winner": winner["trial"],

@@ -97,22 +97,22 @@ def test_a_port_in_use_is_named_with_what_to_do(app, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServeError, match=rf"port {port} on 127\.0\.0\.1 is in use .*serve\.port"):
-            app._require_port(ServeConfig(port=port))
-    app._require_port(ServeConfig(port=port))
+            app.require_port(ServeConfig(port=port))
+    app.require_port(ServeConfig(port=port))
 
 
 def test_an_address_that_is_not_ours_is_refused(app, monkeypatch):
     monkeypatch.setattr(app, "_running_http_options", lambda: None)
     with pytest.raises(ServeError, match=r"cannot listen on 192\.0\.2\.1 port 8000"):
-        app._require_port(ServeConfig(host="192.0.2.1"))
+        app.require_port(ServeConfig(host="192.0.2.1"))
 
 
 def test_our_own_serve_may_hold_the_port(app, monkeypatch):
     ours = SimpleNamespace(host="127.0.0.1", port=8123)
     monkeypatch.setattr(app, "_running_http_options", lambda: ours)
-    app._require_port(ServeConfig(port=8123))
+    app.require_port(ServeConfig(port=8123))
     with pytest.raises(ServeError, match=r"runs here already, on 127\.0\.0\.1 port 8123"):
-        app._require_port(ServeConfig(port=8124))
+        app.require_port(ServeConfig(port=8124))
 
 
 def test_neither_gateway_nor_deploying_imports_torch():
