@@ -20,12 +20,20 @@ from tunewright.errors import ConfigError
 Loc = tuple[str | int, ...]
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice; PyYAML alone would keep the last in silence."""
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, of which PyYAML alone would keep the last in silence.
+
+    Keys are text: PyYAML reads `on` as true and `1` as a number.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if key_node.tag != "tag:yaml.org,2002:str":
+                shown = f"`{key_node.value}`" if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {shown} is not text; put it in quotes", key_node.start_mark
+                )
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key `{key_node.value}` is given twice", key_node.start_mark
@@ -48,7 +56,7 @@ def load_yaml_file(path: Path) -> tuple[dict[str, Any], dict[Loc, int]]:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -81,8 +89,17 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(RunConfig, e, path, lines, given) for e in error.errors()]
+        errors = error.errors()
+        problems = [_explain(RunConfig, e, path, lines, given) for e in errors if not _is_echo(e, errors)]
         raise ConfigError("\n".join(dict.fromkeys(problems))) from None
+
+
+def _is_echo(error: Any, errors: Sequence[Any]) -> bool:
+    """Whether a list is called too short only because pydantic leaves out items that have errors."""
+    loc = error["loc"]
+    return error["type"] == "too_short" and any(
+        len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc for other in errors
+    )
 
 
 def resolved_json(config: BaseModel) -> str:
@@ -111,7 +128,7 @@ def _apply_override(data: dict[str, Any], override: str) -> Loc:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from None
-    parts: list[str | int] = [int(p) if p.isdigit() else p for p in key.strip().split(".")]
+    parts: list[str | int] = [int(p) if p.isdecimal() else p for p in key.strip().split(".")]
     target: Any = data
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
