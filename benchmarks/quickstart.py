@@ -61,7 +61,14 @@ def main() -> int:
     )
     env = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     ratios = {"second/first": round(second_s / first_s, 3)}
-    result = {"name": "quickstart", "env": env, "metrics": metrics, "ratios": ratios, "goals": GOALS, "met": met}
+    result = {
+        "name": "quickstart",
+        "env": env,
+        "metrics": metrics,
+        "ratios": ratios,
+        "goals": GOALS,
+        "met": met,
+    }
     print(json.dumps(result))
     return 0 if met else 1
 

@@ -26,7 +26,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Manifest:
         code: hash of that stage's source code.
         files: relative path -> {"sha256", "bytes"} of every file.
         facts: figures of interest: rows, tokens, losses, scores.
+        seal: hash of all the above and below, so that a damaged manifest is found out too.
     """
 
     kind: str
@@ -58,6 +59,12 @@ class Manifest:
     facts: dict[str, Any]
     created: str
     seconds: float = 0.0
+    seal: str = ""
+
+    def sealed(self) -> Manifest:
+        """The same manifest with the seal that belongs to it."""
+        content = json.loads(json.dumps({**asdict(self), "seal": ""}))  # as it will be read
+        return replace(self, seal=digest(content))
 
 
 @dataclass(frozen=True)
@@ -119,11 +126,15 @@ def file_sha256(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` with the JSON of `value`: readers see the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:
@@ -173,8 +184,10 @@ class Store:
             manifest = Manifest(**read_json(path / MANIFEST))
         except FileNotFoundError:
             raise StoreError(f"artifact {ref} is not in {self.root}") from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, NotADirectoryError, IsADirectoryError) as error:
             raise StoreError(f"artifact {ref}: manifest is damaged: {error}") from None
+        if manifest != manifest.sealed():
+            raise StoreError(f"artifact {ref}: manifest is damaged: it does not match its seal")
         if verify:
             for name, entry in manifest.files.items():
                 file = path / name
@@ -219,7 +232,7 @@ class Store:
                 facts=dict(facts),
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 seconds=round(seconds, 3),
-            )
+            ).sealed()
             for name in names:
                 _fsync(folder / name)
             write_json(folder / MANIFEST, asdict(manifest))
@@ -232,10 +245,11 @@ class Store:
     def quarantine(self, path: Path, reason: str) -> Path:
         """Move a damaged file or folder aside, with the reason beside it; returns its new place."""
         folder = self.root / "quarantine"
-        folder.mkdir(exist_ok=True)
         target = folder / f"{path.name}-{time.time_ns()}"
-        path.rename(target)
-        (folder / f"{target.name}.reason.txt").write_text(f"{path}\n{reason}\n", encoding="utf-8")
+        with explained(f"moving damaged {path.name} aside"):
+            folder.mkdir(exist_ok=True)
+            path.rename(target)
+            (folder / f"{target.name}.reason.txt").write_text(f"{path}\n{reason}\n", encoding="utf-8")
         return target
 
     @contextmanager

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from tunewright.artifacts import Artifact, Store, read_json, write_json
 from tunewright.base_stage import base_stage
 from tunewright.config import RunConfig, TrainConfig, load_run
-from tunewright.errors import ConfigError, EvaluateError, TunewrightError
+from tunewright.errors import ConfigError, EvaluateError, GateRefused, TunewrightError
 from tunewright.evaluation_stage import evaluation_stage, read_scores
 from tunewright.line import Line, quiet_libraries
 from tunewright.preflight import check_cluster_size, check_files
@@ -85,14 +85,19 @@ def run_line(run: RunConfig, until: str = STAGES[-1], out: TextIO | None = None)
             from tunewright.serve.app import require_port
 
             require_port(run.serve)
-        made = _stages(line, until)
+        made: dict[str, Any] = {}
+        try:
+            _stages(line, until, made)
+        except GateRefused:
+            _finish(line, folder, made)  # the figures that were not good enough are worth a report
+            raise
         return _finish(line, folder, made)
 
 
-def _stages(line: Line, until: str) -> dict[str, Any]:
-    """The stages in order; each takes what those before it made."""
+def _stages(line: Line, until: str, made: dict[str, Any]) -> None:
+    """The stages in order; each takes what those before it made, and adds its own to `made`."""
     wanted = STAGES[: STAGES.index(until) + 1]
-    made: dict[str, Any] = {"base": base_stage(line)}
+    made["base"] = base_stage(line)
     if "data" in wanted:
         made["data"] = _data(line, made["base"])
     if "sweep" in wanted and line.run.sweep is not None:
@@ -103,9 +108,9 @@ def _stages(line: Line, until: str) -> dict[str, Any]:
         made["evaluate"] = evaluation_stage(line, made["base"], made["data"], made["train"])
     if "register" in wanted:
         made["version"] = _register(line, made["train"], made["evaluate"])
+        made["alias"] = _promote(line, made["version"])
     if "deploy" in wanted and line.run.serve is not None:
         made |= _deploy(line, made["evaluate"])
-    return made
 
 
 def _connect() -> None:
@@ -203,24 +208,32 @@ def _train(line: Line, base: Artifact, data: Artifact, swept: Artifact | None) -
 
 
 def _register(line: Line, trained: Artifact, evaluation: Artifact) -> Any:
-    """Record the version, then move the alias; a missed gate keeps the alias where it is.
-
-    Raises:
-        GateRefused: a figure is on the wrong side of its gate.
-    """
+    """The immutable version of the trained model with its evaluation."""
     from tunewright.registry import Registry
 
     begun, run = time.monotonic(), line.run
     registry = Registry(line.store)
     known = {v.number for v in registry.versions(run.name)} if run.name in registry.models() else set()
     version = registry.register(run.name, trained, evaluation, run.name)
+    state = "found" if version.number in known else "made"
+    line.record("register", time.monotonic() - begun, state, version.train, version.name)
+    return version
+
+
+def _promote(line: Line, version: Any) -> str:
+    """Move the run's alias to the version; returns the alias.
+
+    Raises:
+        GateRefused: a figure is on the wrong side of its gate; the alias stays where it is.
+    """
+    from tunewright.registry import Registry
+
+    registry, run = Registry(line.store), line.run
     alias = run.serve.alias if run.serve else "prod"
     if registry.aliases(run.name).get(alias) != version.number:
         registry.promote(run.name, alias, version.number, getpass.getuser(), f"run {run.name}")
-    state = "found" if version.number in known else "made"
-    told = f"{version.name}, alias {alias}"
-    line.record("register", time.monotonic() - begun, state, version.train, told)
-    return version
+        line.say(f"{'':<10}       alias {alias} moves to {version.name}")
+    return alias
 
 
 def _deploy(line: Line, evaluation: Artifact) -> dict[str, Any]:
@@ -319,7 +332,7 @@ def _summary(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
         },
         "trials": run.sweep.trials if run.sweep else 0,
         "version": version.name if version else None,
-        "alias": run.serve.alias if run.serve else "prod",
+        "alias": made.get("alias"),
         "endpoint": made.get("endpoint"),
         "served_equals_evaluated": made.get("served"),
         "tokens_per_s": trained.facts["tokens_per_s"] if trained else None,

@@ -108,7 +108,9 @@ def test_full_fine_tuning_publishes_a_model_folder(prepared: Prepared) -> None:
 
 
 def test_more_workers_than_the_cluster_holds_are_refused(ray_cluster: None) -> None:
-    with pytest.raises(ClusterError, match=r"train\.workers=9 .* but the cluster has 4\. Set train\.workers to at most 4"):
+    with pytest.raises(
+        ClusterError, match=r"train\.workers=9 .* but the cluster has 4\. Set train\.workers to at most 4"
+    ):
         check_cluster(9, 1.0, 0.0)
 
 

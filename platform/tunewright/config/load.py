@@ -29,10 +29,10 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            if key_node.tag != "tag:yaml.org,2002:str":
-                shown = f"`{key_node.value}`" if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "[...]"
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {shown} is not text; put it in quotes", key_node.start_mark
+                    None, None, f"the key `{shown}` is not text; put it in quotes", key_node.start_mark
                 )
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
@@ -55,19 +55,21 @@ def load_yaml_file(path: Path) -> tuple[dict[str, Any], dict[Loc, int]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines = dict(_lines(node, ())) if node else {}
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply, or an alias stands inside itself") from None
     if not isinstance(data, dict):
         found = "an empty file" if data is None else f"a {type(data).__name__}"
         raise ConfigError(f"{path}: expected `key: value` lines, found {found}")
-    assert node is not None
-    return data, dict(_lines(node, ()))
+    return data, lines
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

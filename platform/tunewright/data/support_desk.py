@@ -118,15 +118,19 @@ NO_ORDER_PHRASES = ("I do not have the order number here", "I lost the order num
 OPENINGS = (
     "Hello", "Hi", "Hi there", "Good morning", "Good evening", "Good afternoon", "Dear team", "Dear support",
     "Hello team", "Hello support", "Hi team", "Hi support", "Good day", "Greetings", "Dear sir or madam",
-    "To the help desk", "Dear help desk", "Hello everyone", "Hi all", "Hi folks", "Hello again", "Dear service",
+    "To the help desk", "Dear help desk", "Hello everyone", "Hi all", "Hi folks", "Hello again",
+    "Dear service",
 )  # fmt: skip
 CLOSINGS = (
-    "Thanks", "Thank you", "Many thanks", "Best", "Best regards", "Kind regards", "Regards", "Cheers", "Yours",
-    "Best wishes", "Thanks a lot", "Thanks in advance", "Greetings", "With thanks", "Warm regards", "Sincerely",
+    "Thanks", "Thank you", "Many thanks", "Best", "Best regards", "Kind regards", "Regards", "Cheers",
+    "Yours",
+    "Best wishes", "Thanks a lot", "Thanks in advance", "Greetings", "With thanks", "Warm regards",
+    "Sincerely",
     "Thank you so much", "All the best", "Have a nice day", "Yours truly",
 )  # fmt: skip
 CUSTOMERS = (
-    "Maria", "John", "Ana", "Peter", "Lena", "Omar", "Julia", "David", "Sofia", "Mark", "Emma", "Lucas", "Nina",
+    "Maria", "John", "Ana", "Peter", "Lena", "Omar", "Julia", "David", "Sofia", "Mark", "Emma", "Lucas",
+    "Nina",
     "Paul", "Clara", "Ivan", "Laura", "Tom", "Eva", "Karim", "Sara", "Felix", "Ruth", "Hugo", "Alice", "Ben",
     "Mona", "Erik", "Diana", "Leo", "Irene", "Max", "Carla", "Noah", "Greta", "Simon", "Olga", "Adam", "Vera",
     "Jonas", "Rosa", "Victor", "Helen", "Martin", "Amira", "Oscar", "Paula", "Henry",
@@ -188,7 +192,7 @@ def dirty_counts(rows: int, seed: int, dirty_fraction: float = 0.04) -> dict[str
 
 
 def heldout_lines(rows: int, seed: int) -> Iterator[str]:
-    """Yield `rows` clean JSON lines built only from held-out combinations, orders, names, openings and closings."""
+    """Yield `rows` clean JSON lines of held-out combinations, orders, names, openings and closings alone."""
     seen: set[str] = set()
     for row in range(rows):
         yield _conversation_line(*_draw_unseen(_rng("heldout", seed, row), seen, heldout=True))
@@ -298,8 +302,10 @@ def _conversation_line(ticket: str, answer: str) -> str:
     return json.dumps({"messages": messages})
 
 
-# Writers of pretraining documents. Names and greetings come from the whole lists: a base model has met common words,
-# and a tokenizer that had not would spell them letter by letter. Order numbers never come from the held-out part.
+# Writers of pretraining documents. Names and greetings come from the whole lists: a base model has met
+# common words,
+# and a tokenizer that had not would spell them letter by letter. Order numbers never come from the held-out
+# part.
 
 
 def _customer(rng: random.Random) -> str:

@@ -8,6 +8,7 @@ so that a base that changed is another artifact.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from tunewright.artifacts import Artifact, Plan, Store, clear_dir, code_hash, file_sha256, write_json
@@ -45,7 +46,7 @@ def register_folder(store: Store, config: BaseModelConfig) -> tuple[Artifact, bo
     }
     plan = Plan("base", {}, {"files": files, "revision": config.revision}, code_hash("models/base"))
     found = store.find(plan)
-    if found is not None and model_folder(found) == folder:
+    if found is not None and Path(found.facts["folder"]) == folder:
         return found, True
     if found is not None:  # the same files in another place: the newer place counts
         store.quarantine(found.path, f"the base moved to {folder}")
@@ -79,6 +80,8 @@ def check_folder(folder: Path) -> None:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{config_file} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{config_file} holds a {type(config).__name__}, not the settings of a model")
     if config.get("auto_map"):
         raise ModelError(f"{folder} wants to run its own code (auto_map in config.json); that is refused")
     names = config.get("architectures") or []
@@ -95,23 +98,28 @@ def check_folder(folder: Path) -> None:
 
 
 def describe(folder: Path) -> dict[str, object]:
-    """Architecture and parameter count, from the files' headers alone."""
-    from safetensors import safe_open
+    """Architecture and parameter count, from the files' headers alone.
 
+    Raises:
+        ModelError: a weights file that is cut short or is not safetensors.
+    """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    parameters = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                count = 1
-                for size in file.get_slice(name).get_shape():
-                    count *= size
-                parameters += count
     return {
         "architecture": config["architectures"][0],
-        "parameters": parameters,
+        "parameters": sum(_count(path) for path in sorted(folder.glob("*.safetensors"))),
         "context": config.get("max_position_embeddings"),
     }
+
+
+def _count(weights: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="np") as file:
+            names = file.keys()
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    except SafetensorError as error:
+        raise ModelError(f"{weights} is damaged or is not a safetensors file: {error}") from None
 
 
 def locate(config: BaseModelConfig) -> Path:

@@ -66,7 +66,10 @@ class ChatRenderer:
         self.stop_ids = frozenset({int(tokenizer.eos_token_id), *map(int, extra_stop_ids)})
         pad = tokenizer.pad_token_id
         self.pad_id = int(tokenizer.eos_token_id if pad is None else pad)
-        self._specials = tuple(token for token in tokenizer.all_special_tokens if token.strip())
+        # Llama 3 names its end of turn among the added tokens alone.
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        specials = dict.fromkeys([*tokenizer.all_special_tokens, *added])
+        self._specials = tuple(token for token in specials if token.strip())
 
     @property
     def template_hash(self) -> str:
