@@ -88,7 +88,8 @@ def _ask(
 ) -> None:
     """Print the answer as it comes, and add question and answer to `history`."""
     history.append({"role": "user", "content": text.strip()})
-    limit: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
+    # Greedy: what the evaluation measured.
+    limit: dict[str, Any] = {"temperature": 0} | ({} if max_tokens is None else {"max_tokens": max_tokens})
     messages: Any = history
     answer = ""
     with client.chat.completions.create(model=model, messages=messages, stream=True, **limit) as stream:

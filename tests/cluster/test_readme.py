@@ -70,14 +70,15 @@ def test_the_same_run_by_hand_as_a_ray_job_makes_nothing_again(
     quickstart: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, _ = quickstart
-    monkeypatch.setenv("TUNEWRIGHT_STORE", str(store))  # a job sees what its Ray was started with
+    # A job sees what its Ray was started with: the store, and the activated environment.
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(store))
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
     (submit,) = [line for line in readme_commands() if line.startswith("ray job submit")]
     with local_ray() as ray:
         done = subprocess.run(
             [str(BIN / "ray"), *shlex.split(submit)[1:]],
             cwd=ROOT,
             env=environment(
-                PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}",
                 RAY_API_SERVER_ADDRESS=ray.address,
                 RAY_AUTH_MODE="token",
                 RAY_AUTH_TOKEN=ray.token,

@@ -325,14 +325,14 @@ def _format_of(index: int, source: FileSource) -> tuple[str, str]:
         return source.format, "stated"
     records: list[dict[str, Any]] = []
     problem = "no rows"
-    for chunk in source_chunks(index, source):
-        for raw in read_chunk(chunk):
-            if raw.record is not None:
-                records.append(raw.record)
-            else:
-                problem = raw.problem
-            if len(records) == PEEK_ROWS:
-                return detect_format(records, source.columns)
+    rows = (raw for chunk in source_chunks(index, source) for raw in read_chunk(chunk))
+    for raw in rows:
+        if raw.record is not None:
+            records.append(raw.record)
+        else:
+            problem = raw.problem
+        if len(records) == PEEK_ROWS:
+            break
     if not records:
         raise DataError(f"{source.path}: no row can be read as {source.type}: {problem}")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -113,6 +114,8 @@ def _turn(prompt: str, completion: str) -> list[Message]:
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
+    if isinstance(value, float) and not math.isfinite(value):  # how tables write that nothing is there
+        raise DataError(f"column `{column}` is {value}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, list | tuple) and value and all(isinstance(word, str) for word in value):

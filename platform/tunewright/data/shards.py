@@ -58,7 +58,9 @@ def write_shard(
         }
     )
     temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary, row_group_size=ROWS_PER_GROUP, compression="zstd")
+    pq.write_table(
+        table, temporary, row_group_size=ROWS_PER_GROUP, compression="zstd", write_page_checksum=True
+    )
     temporary.replace(path)
     return path.stat().st_size
 
@@ -72,19 +74,20 @@ class PackedRows:
         folder: the shards; their order is that of their names.
         groups_kept: row groups held in memory.
     Raises:
-        ShardCorrupt: a file is not a shard.
+        ShardCorrupt: a file is not a shard, or, when its rows are read, a page fails its checksum.
     """
 
     def __init__(self, folder: Path, groups_kept: int = 64):
+        self._paths = sorted(folder.glob("*.parquet"))
         self._files: list[pq.ParquetFile] = []
         self._group_starts: list[int] = []
         self._groups: list[tuple[int, int]] = []
         self._cache: OrderedDict[int, dict[str, npt.NDArray[np.int32]]] = OrderedDict()
         self._groups_kept = groups_kept
         total = 0
-        for path in sorted(folder.glob("*.parquet")):
+        for path in self._paths:
             try:
-                file = pq.ParquetFile(path, memory_map=True)
+                file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
             except (pa.ArrowException, OSError) as error:
                 raise ShardCorrupt(f"{path}: not a shard: {error}") from error
             if tuple(file.schema_arrow.names) != COLUMNS:
@@ -112,7 +115,10 @@ class PackedRows:
         group = bisect.bisect_right(self._group_starts, index) - 1
         if group not in self._cache:
             file, number = self._groups[group]
-            table = self._files[file].read_row_group(number)
+            try:
+                table = self._files[file].read_row_group(number)
+            except (pa.ArrowException, OSError) as error:
+                raise ShardCorrupt(f"{self._paths[file]}: row group {number}: {error}") from error
             self._cache[group] = {
                 name: np.asarray(table.column(name).combine_chunks().flatten()).reshape(table.num_rows, -1)
                 for name in COLUMNS

@@ -11,6 +11,7 @@ import csv
 import glob
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +76,12 @@ def source_files(source: FileSource) -> list[Path]:
         files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES[source.type] and p.is_file())
         if not files:
             raise DataError(f"{path}: the folder has no {' or '.join(SUFFIXES[source.type])} file")
+    elif path.is_file():
+        files = [path]
     elif any(c in source.path for c in "*?["):
         files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not files:
             raise DataError(f"{source.path}: the pattern matches no file")
-    elif path.is_file():
-        files = [path]
     else:
         raise DataError(f"{path}: no such file or folder")
     for file in files:
@@ -101,7 +102,8 @@ def write_builtin(source: BuiltinSource, folder: Path) -> FileSource:
     """Generate the rows of a builtin source into a file, and describe that file as a source."""
     from tunewright.data import support_desk
 
-    path = folder / f"{source.name}-{source.part}-{source.rows}-{source.seed}.jsonl"
+    settings = (source.name, source.part, source.rows, source.seed, source.dirty_fraction)
+    path = folder / f"{'-'.join(map(str, settings))}.jsonl"
     if source.part == "train":
         lines = support_desk.training_lines(source.rows, source.seed, source.dirty_fraction)
     elif source.part == "heldout":
@@ -210,7 +212,7 @@ def _as_row(line: int, value: Any, text: str) -> RawRow:
         return RawRow(line, text, None, f"a row must be an object, found {type(value).__name__}")
     try:
         text.encode("utf-8")
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except UnicodeEncodeError:
         return RawRow(line, text.encode("utf-8", "replace").decode(), None, "holds a lone surrogate")
     return RawRow(line, text, value)
@@ -232,16 +234,24 @@ def _read_csv(chunk: Chunk) -> Iterator[RawRow]:
         text = Path(chunk.path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{chunk.path}: not UTF-8: {error.reason} at byte {error.start}") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if chunk.type == "tsv" else ",")
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a long text is no damaged file
+    delimiter = "\t" if chunk.type == "tsv" else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 0
     try:
+        twice = [name for name, n in Counter(reader.fieldnames or ()).items() if n > 1]
+        if twice:
+            raise DataError(f"{chunk.path}: the header names the column `{twice[0]}` twice")
         for row in reader:
+            line = reader.line_num
             shown = json.dumps(row, ensure_ascii=False, default=str)
             if None in row or None in row.values():
                 yield RawRow(reader.line_num, shown, None, "another number of columns than the header")
             else:
                 yield RawRow(reader.line_num, shown, dict(row))
     except csv.Error as error:
-        raise DataError(f"{chunk.path}:{reader.line_num}: not {chunk.type}: {error}") from None
+        # Without `strict`, a quote that is never closed would take in the rest of the file in silence.
+        raise DataError(f"{chunk.path}:{line + 1}: not {chunk.type}: {error}") from None
 
 
 def _read_parquet(chunk: Chunk) -> Iterator[RawRow]:
@@ -261,16 +271,19 @@ def _read_parquet(chunk: Chunk) -> Iterator[RawRow]:
 def _read_text(chunk: Chunk) -> Iterator[RawRow]:
     """Paragraphs: a document ends at a blank line."""
     paragraph: list[str] = []
-    first = 1
-    with open(chunk.path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                if not paragraph:
-                    first = number
-                paragraph.append(line)
-            elif paragraph:
-                yield _text_row(first, paragraph)
-                paragraph = []
+    first = number = 1
+    try:
+        with open(chunk.path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    if not paragraph:
+                        first = number
+                    paragraph.append(line)
+                elif paragraph:
+                    yield _text_row(first, paragraph)
+                    paragraph = []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{chunk.path}: not UTF-8: {error.reason}, after line {number}") from None
     if paragraph:
         yield _text_row(first, paragraph)
 

@@ -153,7 +153,7 @@ class ChatRenderer:
                     add_generation_prompt=open_turn,
                 )
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             raise DataError(f"the chat template refuses the conversation: {error}") from error
 
     @staticmethod

@@ -26,7 +26,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"{folder} has no tokenizer.json; a fast tokenizer is needed")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the parser of tokenizer.json raises nothing narrower
         raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
 
 
@@ -35,7 +35,10 @@ def load_renderer(folder: Path, template: str | None = None) -> ChatRenderer:
     stops: Any = []
     config = folder / "generation_config.json"
     if config.is_file():
-        stops = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id") or []
+        try:
+            stops = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id") or []
+        except (ValueError, AttributeError) as error:
+            raise ModelError(f"{config} is not a JSON object: {error}") from None
     try:
         return ChatRenderer(load_tokenizer(folder), template, stops if isinstance(stops, list) else [stops])
     except DataError as error:
@@ -56,6 +59,7 @@ def load_model(base_folder: Path, adapter_folder: Path | None, dtype: torch.dtyp
     Raises:
         ModelError: the folder holds no safetensors weights that transformers can load.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -67,7 +71,7 @@ def load_model(base_folder: Path, adapter_folder: Path | None, dtype: torch.dtyp
             trust_remote_code=False,
             attn_implementation="sdpa",
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model in {base_folder} cannot be loaded: {error}") from error
     if adapter_folder is not None:
         from peft import PeftModel

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,14 +55,12 @@ def save_checkpoint(
     Raises:
         StoreError: the disk is full or read-only; earlier checkpoints are untouched.
     """
-    from safetensors.torch import save_file
-
     final = folder / f"step-{int(state['step']):06d}"
     writing = folder / f".writing-{final.name}-{os.getpid()}"
     with explained(f"checkpoint {final.name}"):
         try:
             writing.mkdir(parents=True)
-            save_file(dict(tensors), writing / TENSORS)
+            _write_tensors(tensors, writing / TENSORS)
             write_json(writing / STATE, dict(state))
             _fsync(writing / TENSORS)
             write_json(writing / MANIFEST, {n: file_sha256(writing / n) for n in (TENSORS, STATE)})
@@ -88,7 +87,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             if file_sha256(path / name) != manifest[name]:
                 raise CheckpointCorrupt(f"{path / name} does not match its SHA-256")
         return Checkpoint(path, read_json(path / STATE))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointCorrupt(f"{path}: {error}") from error
 
 
@@ -106,6 +105,19 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
             with (folder / "damaged.txt").open("a", encoding="utf-8") as file:
                 file.write(f"{target}: {error}\n")
     return None
+
+
+def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # a full disk, as it comes out of Rust
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _fsync(path: Path) -> None:

@@ -141,21 +141,25 @@ def has_bf16(device: str) -> bool:
 
 
 class MetricsWriter:
-    """Appends figures as JSON lines; after a resume, lines of steps that are taken again are dropped."""
+    """Appends figures as JSON lines.
+
+    After a resume, lines of steps that are taken again are dropped, and one that was cut off too.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def append(self, metrics: Metrics) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        last = _step_of(lines[-1]) if lines else 0
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        lines = text.splitlines()
+        follows = text.endswith("\n") and _step_of(lines[-1]) < metrics["step"]
         line = json.dumps({k: round(v, 8) if isinstance(v, float) else v for k, v in metrics.items()})
-        if last < metrics["step"]:
+        if follows or not text:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         else:
-            kept = [old for old in lines if _step_of(old) < metrics["step"]]
+            kept = [old for old in lines if 0 < _step_of(old) < metrics["step"]]
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("\n".join([*kept, line]) + "\n", encoding="utf-8")
             temporary.replace(self.path)
@@ -175,9 +179,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _step_of(line: str) -> float:
+    """The step of a line; 0, which no step is, for one that was cut off."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return 0.0
 
 
