@@ -109,7 +109,7 @@ def _score_model(run_json: str, base: str, tuned: str | None, tokenizer: str, wo
     """Runs in a Ray task: load, answer, count; returns facts and writes the whole result."""
     import torch
 
-    from tunewright.data.prepare import read_conversations
+    from tunewright.data.conversations import read_conversations
     from tunewright.evaluate.suite import evaluate_model
     from tunewright.evaluate.tasks import task_from_messages
     from tunewright.models.load import load_model, load_renderer
@@ -152,7 +152,9 @@ def _scores_plan(run: RunConfig, model: Artifact, data: Artifact) -> Plan:
         "precision": run.serve.precision if run.serve else "fp32",
         "tokenizer": data.manifest.files["tokenizer/tokenizer.json"]["sha256"],
     }
-    code = code_hash("evaluate", "models", "data/records", "data/sources", "data/support_desk")
+    code = code_hash(
+        "evaluate", "models", "data/conversations", "data/records", "data/sources", "data/support_desk"
+    )
     return Plan("scores", {"model": model.ref}, settings, code)
 
 

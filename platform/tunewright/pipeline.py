@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tunewright.artifacts import Artifact, Store, read_json, write_json
+from tunewright.artifacts import Artifact, Store, write_json
 from tunewright.base_stage import base_stage
+from tunewright.closing import finish
 from tunewright.config import RunConfig, TrainConfig, load_run
 from tunewright.errors import ConfigError, EvaluateError, GateRefused, TunewrightError
 from tunewright.evaluation_stage import evaluation_stage, read_scores
@@ -89,9 +90,9 @@ def run_line(run: RunConfig, until: str = STAGES[-1], out: TextIO | None = None)
         try:
             _stages(line, until, made)
         except GateRefused:
-            _finish(line, folder, made)  # the figures that were not good enough are worth a report
+            finish(line, folder, made)  # the figures that were not good enough are worth a report
             raise
-        return _finish(line, folder, made)
+        return finish(line, folder, made)
 
 
 def _stages(line: Line, until: str, made: dict[str, Any]) -> None:
@@ -259,7 +260,7 @@ def _deploy(line: Line, evaluation: Artifact) -> dict[str, Any]:
 
 def _ask_endpoint(line: Line, url: str, scores: dict[str, Any]) -> dict[str, int] | None:
     """Ask the endpoint the first held-out prompts with the official client, plain and streaming."""
-    from tunewright.data.prepare import read_conversations
+    from tunewright.data.conversations import read_conversations
     from tunewright.evaluate.generate import EndpointGenerator
     from tunewright.evaluate.tasks import task_from_messages
     from tunewright.serve.keys import endpoint_key
@@ -283,125 +284,6 @@ def _ask_endpoint(line: Line, url: str, scores: dict[str, Any]) -> dict[str, int
             f"streamed {streamed!r}"
         )
     return {"asked": len(wanted), "equal": equal}
-
-
-def _finish(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
-    """Write summary.json and report.html, and print the table."""
-    from tunewright.report import summary_table, write_report
-
-    summary = _summary(line, folder, made)
-    write_json(folder / "summary.json", summary)
-    write_report(folder, summary, _metrics(line, made), _trials(made), _evaluation(line, made))
-    print(f"\n{summary_table(summary)}\n", file=line.out)
-    print(_next_steps(line.run, folder, summary), file=line.out, flush=True)
-    return summary
-
-
-def _next_steps(run: RunConfig, folder: Path, summary: dict[str, Any]) -> str:
-    """The two lines a person copies next."""
-    command = Path(sys.executable).with_name("tunewright")
-    lines = []
-    if summary["version"] and run.serve:
-        up = "make serve" if run.name == "quickstart" else f"{command} deploy {folder / 'config.json'}"
-        lines.append(f"keep the endpoint up       {up}")
-    own = "cp jobs/configs/own_data.yaml my.yaml   (name your rows and model in it)"
-    lines.append(f"your own data and model    {own}, then {command} run my.yaml")
-    return "\n".join(lines)
-
-
-def _summary(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
-    run, swept, version = line.run, made.get("sweep"), made.get("version")
-    trained, evaluation = made.get("train"), made.get("evaluate")
-    paths = {"run": str(folder), "report": str(folder / "report.html"), "store": str(line.store.root)}
-    if trained is not None:
-        kind = "adapter" if trained.facts["method"] == "lora" else "model"
-        paths[kind] = str(trained.path / kind)
-    if "data" in made:
-        paths["quarantine"] = str(made["data"].path / "quarantine")
-    return {
-        "run": run.name,
-        "seconds": round(line.elapsed, 1),
-        "stages": [record.as_dict() for record in line.records],
-        "base": _figures(run.base.model, evaluation, "base"),
-        "tuned": _figures(version.name if version else "tuned", evaluation, "tuned"),
-        "winner": swept
-        and {
-            "trial": swept.facts["winner"],
-            "params": swept.facts["params"],
-            "exact_match": swept.facts.get("exact_match"),
-        },
-        "trials": run.sweep.trials if run.sweep else 0,
-        "version": version.name if version else None,
-        "alias": made.get("alias"),
-        "endpoint": made.get("endpoint"),
-        "served_equals_evaluated": made.get("served"),
-        "tokens_per_s": trained.facts["tokens_per_s"] if trained else None,
-        "data": _data_summary(made.get("data")),
-        "paths": paths,
-    }
-
-
-def _figures(model: str, evaluation: Artifact | None, which: str) -> dict[str, Any] | None:
-    """The first task's figures of base or tuned model."""
-    results = evaluation.facts[which] if evaluation else {}
-    if not results:
-        return None
-    return {"model": model, **next(iter(results.values()))}
-
-
-def _data_summary(data: Artifact | None) -> dict[str, Any] | None:
-    if data is None:
-        return None
-    facts = data.facts
-    reasons: dict[str, int] = {}
-    for source in facts["funnel"]:
-        for reason, count in source["reasons"].items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    return {
-        "funnel": facts["funnel"],
-        "reasons": reasons,
-        "train_rows": facts["train_rows"],
-        "eval_rows": facts["eval_rows"],
-        "tokens": facts["train_tokens"],
-        "personal_data_redacted": facts["personal_data_redacted"],
-    }
-
-
-def _metrics(line: Line, made: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Loss curves: the base's pretraining where Tunewright made it, and the final training.
-
-    A training that went on from a sweep's trial begins with that trial's curve.
-    """
-    from tunewright.train.worker import read_metrics
-
-    out: dict[str, list[dict[str, Any]]] = {}
-    pretrained = made["base"].manifest.parents.get("trained")
-    if pretrained:
-        out["base"] = read_metrics(line.store.load(pretrained, verify=False).path / "metrics.jsonl")
-    if "train" in made:
-        own = read_metrics(made["train"].path / "metrics.jsonl")
-        begun = own[0]["step"] if own else float("inf")
-        before = read_metrics(made["sweep"].path / "winner.jsonl") if "sweep" in made else []
-        out["train"] = [m for m in before if m["step"] < begun] + own
-    return out
-
-
-def _trials(made: dict[str, Any]) -> list[dict[str, Any]]:
-    if "sweep" not in made:
-        return []
-    trials: list[dict[str, Any]] = read_json(made["sweep"].path / "trials.json")
-    return trials
-
-
-def _evaluation(line: Line, made: dict[str, Any]) -> dict[str, Any]:
-    if "evaluate" not in made:
-        return {}
-    evaluation: Artifact = made["evaluate"]
-    parents = evaluation.manifest.parents
-    base, tuned = (
-        read_scores(line.store.load(parents[f"{k}_scores"], verify=False)) for k in ("base", "tuned")
-    )
-    return {"base": base, "tuned": tuned, **{k: evaluation.facts[k] for k in ("compare", "gates")}}
 
 
 if __name__ == "__main__":

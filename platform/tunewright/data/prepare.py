@@ -29,9 +29,11 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import Artifact, Plan, Store, clear_dir, code_hash
 from tunewright.config import BuiltinSource, DataConfig, FileSource
+from tunewright.data.conversations import format_of
+from tunewright.data.funnel import check_rules, data_facts
 from tunewright.data.pack import pack_best_fit
 from tunewright.data.privacy import redact
-from tunewright.data.records import content_key, detect_format, to_messages, to_text
+from tunewright.data.records import content_key, to_messages, to_text
 from tunewright.data.shards import Document, write_shard
 from tunewright.data.sources import (
     Chunk,
@@ -49,7 +51,6 @@ from tunewright.models.load import load_renderer, save_tokenizer
 log = logging.getLogger(__name__)
 
 ROWS_PER_BUCKET = 50_000
-PEEK_ROWS = 50
 SCHEMA = pa.schema(
     [
         ("bucket", pa.string()),
@@ -110,14 +111,14 @@ def prepare(store: Store, config: DataConfig, base: Artifact, plan: Plan) -> Art
     )
     renderer = load_renderer(model_folder(base), _template(config))
     save_tokenizer(renderer, work / "tokenizer")
-    formats, reasons = zip(*(_format_of(index, source) for index, source in enumerate(sources)), strict=True)
+    formats, reasons = zip(*(format_of(index, source) for index, source in enumerate(sources)), strict=True)
     chunks = [chunk for index, source in enumerate(sources) for chunk in source_chunks(index, source)]
     size = sum(Path(c.path).stat().st_size if c.end < 0 else c.end - c.start for c in chunks)
     buckets = 1 + size // (ROWS_PER_BUCKET * 512)  # from bytes: rows are not counted beforehand
     step = Step(config, formats, sources, str(work / "tokenizer"), buckets)
     summaries = _run(step, chunks, work)
-    facts = _facts(config, sources, formats, reasons, summaries)
-    _check(config, facts, work)
+    facts = data_facts(config, sources, formats, reasons, summaries)
+    check_rules(config, facts, work)
     return store.publish(plan, work, facts, time.monotonic() - started)
 
 
@@ -317,131 +318,6 @@ def _general(reason: str) -> str:
 
 def _summary_table(bucket: str, summary: dict[str, Any]) -> pa.Table:
     return pa.table({"bucket": [bucket], "summary": [json.dumps(summary)]})
-
-
-def _format_of(index: int, source: FileSource) -> tuple[str, str]:
-    """The format of a source's rows and why, from the first rows that parse."""
-    if source.format != "auto":
-        return source.format, "stated"
-    records: list[dict[str, Any]] = []
-    problem = "no rows"
-    rows = (raw for chunk in source_chunks(index, source) for raw in read_chunk(chunk))
-    for raw in rows:
-        if raw.record is not None:
-            records.append(raw.record)
-        else:
-            problem = raw.problem
-        if len(records) == PEEK_ROWS:
-            break
-    if not records:
-        raise DataError(f"{source.path}: no row can be read as {source.type}: {problem}")
-    try:
-        return detect_format(records, source.columns)
-    except DataError as error:
-        raise DataError(f"{source.path}: {error}") from None
-
-
-def _facts(
-    config: DataConfig,
-    sources: Sequence[FileSource],
-    formats: Sequence[str],
-    reasons: Sequence[str],
-    summaries: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """The figures of the whole set; every row read is kept, rejected or a duplicate."""
-    funnel = []
-    for index, (given, source) in enumerate(zip(config.sources, sources, strict=True)):
-        kept, duplicates = Counter[str](), Counter[str]()
-        rejected: Counter[str] = Counter()
-        for summary in summaries:
-            kept[""] += summary["kept"].get(str(index), 0)
-            duplicates[""] += summary.get("duplicates", {}).get(str(index), 0)
-            rejected.update(summary["rejected"].get(str(index), {}))
-        bad = sum(rejected.values())
-        funnel.append(
-            {
-                "source": given.name if isinstance(given, BuiltinSource) else source.path,
-                "format": formats[index],
-                "format_because": reasons[index],
-                "read": kept[""] + duplicates[""] + bad,
-                "rejected": bad,
-                "duplicates": duplicates[""],
-                "kept": kept[""],
-                "reasons": dict(rejected.most_common()),
-            }
-        )
-    facts: dict[str, Any] = {"seq_len": config.pack.seq_len, "funnel": funnel}
-    for split in ("train", "eval"):
-        of_split = [s for s in summaries if s["bucket"].startswith(split)]
-        for name in ("rows", "documents", "tokens", "supervised_tokens"):
-            facts[f"{split}_{name}"] = sum(s[name] for s in of_split)
-    findings: Counter[str] = Counter()
-    for summary in summaries:
-        findings.update(summary["findings"])
-    facts["personal_data_redacted"] = dict(findings)
-    slots = facts["train_rows"] * config.pack.seq_len
-    facts["packing_efficiency"] = round(facts["train_tokens"] / slots, 4) if slots else 0.0
-    return facts
-
-
-def _check(config: DataConfig, facts: dict[str, Any], work: Path) -> None:
-    """Refuse a set that breaks its rules; the quarantine stays in the work folder for a look."""
-    for entry in facts["funnel"]:
-        share = entry["rejected"] / entry["read"] if entry["read"] else 0.0
-        if share > config.rules.max_bad_fraction:
-            top = "; ".join(f"{count} x {reason}" for reason, count in list(entry["reasons"].items())[:3])
-            raise DataError(
-                f"{entry['source']}: {entry['rejected']} of {entry['read']} rows ({share:.1%}) were "
-                f"rejected, above data.rules.max_bad_fraction={config.rules.max_bad_fraction:g}. {top}. "
-                f"The rows are in {work / 'quarantine'}"
-            )
-        if config.pack.overflow == "error":
-            long = sum(n for reason, n in entry["reasons"].items() if "do not fit a row" in reason)
-            if long:
-                raise DataError(
-                    f"{entry['source']}: {long} rows are longer than seq_len={config.pack.seq_len} "
-                    f"and data.pack.overflow is error; raise seq_len or say overflow: drop"
-                )
-    if not facts["train_rows"]:
-        raise DataError("no row is left to train on")
-    if not facts["train_supervised_tokens"]:
-        raise DataError("no token of the data set carries loss")
-
-
-def read_examples(data: Artifact, limit: int | None = None) -> list[list[dict[str, str]]]:
-    """The evaluation conversations of a data set, in the order of their content hash."""
-    out: list[list[dict[str, str]]] = []
-    for path in sorted((data.path / "examples").glob("examples-*.parquet")):
-        for text in pq.read_table(path).column("conversation").to_pylist():
-            out.append(json.loads(text)["messages"])
-            if limit is not None and len(out) == limit:
-                return out
-    return out
-
-
-def read_conversations(source: FileSource | BuiltinSource, folder: Path) -> list[list[dict[str, str]]]:
-    """All conversations of a (small) source, such as a held-out task; every row must be valid.
-
-    Raises:
-        DataError: a row is not a conversation; names the line.
-    """
-    file = write_builtin(source, folder) if isinstance(source, BuiltinSource) else source
-    form, _ = _format_of(0, file)
-    out = []
-    for chunk in source_chunks(0, file):
-        for raw in read_chunk(chunk):
-            try:
-                if raw.record is None:
-                    raise DataError(raw.problem)
-                out.append(to_messages(raw.record, form, file.columns, file.system))
-            except DataError as error:
-                raise DataError(f"{chunk.path}:{raw.line}: {error}") from None
-    return out
-
-
-def renderer_of(data: Artifact) -> ChatRenderer:
-    """The renderer that a data set was made with."""
-    return load_renderer(data.path / "tokenizer")
 
 
 def _template(config: DataConfig) -> str | None:

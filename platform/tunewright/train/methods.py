@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ def apply_method(model: PreTrainedModel, method: LoraConfig | FullConfig, seed: 
     from peft import get_peft_model
 
     targets = method.target_modules
+    if targets != ("all-linear",):
+        _check_targets(model, targets)
     peft_config = PeftLora(
         r=method.rank,
         lora_alpha=method.effective_alpha,  # type: ignore[arg-type]
@@ -42,11 +45,7 @@ def apply_method(model: PreTrainedModel, method: LoraConfig | FullConfig, seed: 
         try:
             return get_peft_model(model, peft_config, autocast_adapter_dtype=False)
         except ValueError as error:
-            linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if _is_linear(m)})
-            raise TrainError(
-                f"train.method.target_modules={list(targets)}: {error}. "
-                f"Linear layers of this model: {', '.join(linear)}"
-            ) from None
+            raise TrainError(f"train.method.target_modules={list(targets)}: {error}") from None
 
 
 def export(
@@ -78,6 +77,18 @@ def export(
     missing = sorted(set(trained) - set(written))
     if missing:
         raise TrainError(f"{folder}: {len(missing)} trained weights were not written, first {missing[0]}")
+
+
+def _check_targets(model: torch.nn.Module, targets: Sequence[str]) -> None:
+    """Every name must match: PEFT is content when one does, and leaves out a misspelt one in silence."""
+    modules = dict(model.named_modules())
+    unknown = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in modules)]
+    if unknown:
+        linear = sorted({name.rsplit(".", 1)[-1] for name, m in modules.items() if _is_linear(m)})
+        raise TrainError(
+            f"train.method.target_modules={list(targets)}: the model has no layer {', '.join(unknown)}. "
+            f"Its linear layers: {', '.join(linear)}; or say all-linear, alone"
+        )
 
 
 def _with_tied(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

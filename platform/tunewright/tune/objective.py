@@ -28,7 +28,7 @@ class TaskObjective:
 
     def __call__(self) -> Callable[[Any, int, int], Parts]:
         from tunewright.artifacts import Artifact, Manifest, read_json
-        from tunewright.data.prepare import read_examples
+        from tunewright.data.conversations import read_examples
         from tunewright.evaluate.generate import LocalGenerator
         from tunewright.evaluate.metrics import score
         from tunewright.evaluate.tasks import task_from_messages

@@ -173,7 +173,5 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         ("base.model=", "--set base.model=: `base.model`: Input should be a valid string (found None)"),
     ],
 )
-def test_a_wrong_override_is_named_in_place_of_the_line(
-    tmp_path: Path, override: str, expected: str
-) -> None:
+def test_a_wrong_override_is_named_in_place_of_the_line(tmp_path: Path, override: str, expected: str) -> None:
     assert problems(tmp_path, GOOD, override)[0].startswith(expected)

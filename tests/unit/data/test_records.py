@@ -92,7 +92,10 @@ def test_numbers_become_text_and_text_stays_as_it_is() -> None:
 def test_lists_of_words_are_joined() -> None:
     record = {"tokens": ["I", "am"], "tags": ["O", "B-x"]}
     columns = {"prompt": "tokens", "completion": "tags"}
-    assert [m["content"] for m in to_messages(record, "prompt_completion", columns, None)] == ["I am", "O B-x"]
+    assert [m["content"] for m in to_messages(record, "prompt_completion", columns, None)] == [
+        "I am",
+        "O B-x",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def written(folder: Path, name: str, count: int = 40, seed: int = 0) -> list[lis
     return [[docs[i] for i in row] for row in packed]
 
 
-def test_every_row_of_every_shard_is_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_row_of_every_shard_is_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shards, "ROWS_PER_GROUP", 3)
     expected = [row for n in range(3) for row in written(tmp_path, f"shard-{n:03d}.parquet", seed=n)]
     rows = PackedRows(tmp_path, groups_kept=2)

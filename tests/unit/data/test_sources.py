@@ -18,11 +18,18 @@ from hypothesis import strategies as st
 
 from tunewright.config import BuiltinSource, FileSource
 from tunewright.data import sources
-from tunewright.data.sources import RawRow, read_chunk, source_chunks, source_files, source_identity, write_builtin
+from tunewright.data.sources import (
+    RawRow,
+    read_chunk,
+    source_chunks,
+    source_files,
+    source_identity,
+    write_builtin,
+)
 from tunewright.data.support_desk import heldout_lines, pretraining_documents, training_lines
 from tunewright.errors import DataError
 
-ROWS = [{"prompt": "007", "completion": "caf\u00e9, \"yes\"\nno"}, {"prompt": "b", "completion": "1e5"}]
+ROWS = [{"prompt": "007", "completion": 'caf\u00e9, "yes"\nno'}, {"prompt": "b", "completion": "1e5"}]
 
 
 def source(path: Path, kind: str, **more: Any) -> FileSource:

@@ -51,7 +51,9 @@ def test_a_folder_becomes_a_base_and_is_known_the_next_time(folder: Path, tmp_st
     assert model_folder(base) == folder
     assert base.facts["architecture"] == "LlamaForCausalLM"
     assert base.facts["context"] == 64
-    assert base.facts["parameters"] == sum(p.numel() for p in load_model(folder, None, torch.float32).parameters())
+    assert base.facts["parameters"] == sum(
+        p.numel() for p in load_model(folder, None, torch.float32).parameters()
+    )
     again, known = register_folder(tmp_store, config)
     assert known
     assert again.ref == base.ref
@@ -64,7 +66,9 @@ def test_a_base_of_which_one_file_changed_is_another_artifact(
     config = BaseModelConfig(model=str(folder))
     before, _ = register_folder(tmp_store, config)
     content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if name[0] == "m" else content + b"\n")
+    (folder / name).write_bytes(
+        content[:-1] + bytes([content[-1] ^ 1]) if name[0] == "m" else content + b"\n"
+    )
     after, known = register_folder(tmp_store, config)
     assert not known
     assert after.ref != before.ref

@@ -95,9 +95,10 @@ def test_a_conversation_of_many_shapes_keeps_its_prefix(renderers: dict[str, Cha
     messages = [{"role": role, "content": f"word {n}"} for n, role in enumerate(roles)]
     for renderer in renderers.values():
         whole = renderer.conversation(messages)
-        assert whole.ids[: len(renderer.conversation(messages[:4]).ids)] == renderer.conversation(
-            messages[:4]
-        ).ids
+        assert (
+            whole.ids[: len(renderer.conversation(messages[:4]).ids)]
+            == renderer.conversation(messages[:4]).ids
+        )
         assert sum(i in renderer.stop_ids for i, m in zip(whole.ids, whole.loss_mask, strict=True) if m) == 3
 
 

@@ -75,7 +75,12 @@ def test_a_newborn_is_a_base_like_any_other(newborn: Path) -> None:
 
 def test_its_tokenizer_reads_any_text_and_gives_it_back(newborn: Path) -> None:
     tokenizer = load_tokenizer(newborn)
-    for text in ("My order is TW-48K1.", "  two  spaces\n\n\ttab", "caf\u00e9 \u65e5\u672c \U0001f600", "\x00\x7f"):
+    for text in (
+        "My order is TW-48K1.",
+        "  two  spaces\n\n\ttab",
+        "caf\u00e9 \u65e5\u672c \U0001f600",
+        "\x00\x7f",
+    ):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 

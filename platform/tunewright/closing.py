@@ -1,0 +1,131 @@
+"""The end of a run: summary.json, report.html, the table, and the two lines a person copies next."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tunewright.artifacts import Artifact, read_json, write_json
+from tunewright.config import RunConfig
+from tunewright.evaluation_stage import read_scores
+from tunewright.line import Line
+
+
+def finish(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """Write summary.json and report.html, and print the table."""
+    from tunewright.report import summary_table, write_report
+
+    summary = _summary(line, folder, made)
+    write_json(folder / "summary.json", summary)
+    write_report(folder, summary, _metrics(line, made), _trials(made), _evaluation(line, made))
+    print(f"\n{summary_table(summary)}\n", file=line.out)
+    print(_next_steps(line.run, folder, summary), file=line.out, flush=True)
+    return summary
+
+
+def _next_steps(run: RunConfig, folder: Path, summary: dict[str, Any]) -> str:
+    """The two lines a person copies next."""
+    command = Path(sys.executable).with_name("tunewright")
+    lines = []
+    if summary["version"] and run.serve:
+        up = "make serve" if run.name == "quickstart" else f"{command} deploy {folder / 'config.json'}"
+        lines.append(f"keep the endpoint up       {up}")
+    own = "cp jobs/configs/own_data.yaml my.yaml   (name your rows and model in it)"
+    lines.append(f"your own data and model    {own}, then {command} run my.yaml")
+    return "\n".join(lines)
+
+
+def _summary(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
+    run, swept, version = line.run, made.get("sweep"), made.get("version")
+    trained, evaluation = made.get("train"), made.get("evaluate")
+    paths = {"run": str(folder), "report": str(folder / "report.html"), "store": str(line.store.root)}
+    if trained is not None:
+        kind = "adapter" if trained.facts["method"] == "lora" else "model"
+        paths[kind] = str(trained.path / kind)
+    if "data" in made:
+        paths["quarantine"] = str(made["data"].path / "quarantine")
+    return {
+        "run": run.name,
+        "seconds": round(line.elapsed, 1),
+        "stages": [record.as_dict() for record in line.records],
+        "base": _figures(run.base.model, evaluation, "base"),
+        "tuned": _figures(version.name if version else "tuned", evaluation, "tuned"),
+        "winner": swept
+        and {
+            "trial": swept.facts["winner"],
+            "params": swept.facts["params"],
+            "exact_match": swept.facts.get("exact_match"),
+        },
+        "trials": run.sweep.trials if run.sweep else 0,
+        "version": version.name if version else None,
+        "alias": made.get("alias"),
+        "endpoint": made.get("endpoint"),
+        "served_equals_evaluated": made.get("served"),
+        "tokens_per_s": trained.facts["tokens_per_s"] if trained else None,
+        "data": _data_summary(made.get("data")),
+        "paths": paths,
+    }
+
+
+def _figures(model: str, evaluation: Artifact | None, which: str) -> dict[str, Any] | None:
+    """The first task's figures of base or tuned model."""
+    results = evaluation.facts[which] if evaluation else {}
+    if not results:
+        return None
+    return {"model": model, **next(iter(results.values()))}
+
+
+def _data_summary(data: Artifact | None) -> dict[str, Any] | None:
+    if data is None:
+        return None
+    facts = data.facts
+    reasons: dict[str, int] = {}
+    for source in facts["funnel"]:
+        for reason, count in source["reasons"].items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    return {
+        "funnel": facts["funnel"],
+        "reasons": reasons,
+        "train_rows": facts["train_rows"],
+        "eval_rows": facts["eval_rows"],
+        "tokens": facts["train_tokens"],
+        "personal_data_redacted": facts["personal_data_redacted"],
+    }
+
+
+def _metrics(line: Line, made: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Loss curves: the base's pretraining where Tunewright made it, and the final training.
+
+    A training that went on from a sweep's trial begins with that trial's curve.
+    """
+    from tunewright.train.worker import read_metrics
+
+    out: dict[str, list[dict[str, Any]]] = {}
+    pretrained = made["base"].manifest.parents.get("trained")
+    if pretrained:
+        out["base"] = read_metrics(line.store.load(pretrained, verify=False).path / "metrics.jsonl")
+    if "train" in made:
+        own = read_metrics(made["train"].path / "metrics.jsonl")
+        begun = own[0]["step"] if own else float("inf")
+        before = read_metrics(made["sweep"].path / "winner.jsonl") if "sweep" in made else []
+        out["train"] = [m for m in before if m["step"] < begun] + own
+    return out
+
+
+def _trials(made: dict[str, Any]) -> list[dict[str, Any]]:
+    if "sweep" not in made:
+        return []
+    trials: list[dict[str, Any]] = read_json(made["sweep"].path / "trials.json")
+    return trials
+
+
+def _evaluation(line: Line, made: dict[str, Any]) -> dict[str, Any]:
+    if "evaluate" not in made:
+        return {}
+    evaluation: Artifact = made["evaluate"]
+    parents = evaluation.manifest.parents
+    base, tuned = (
+        read_scores(line.store.load(parents[f"{k}_scores"], verify=False)) for k in ("base", "tuned")
+    )
+    return {"base": base, "tuned": tuned, **{k: evaluation.facts[k] for k in ("compare", "gates")}}
