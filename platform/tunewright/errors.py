@@ -149,3 +149,20 @@ class QueueFull(ServeError):
 
 class EngineFailed(ServeError):
     status, type = 500, "server_error"
+
+
+def own_cause(error: BaseException | None) -> TunewrightError | None:
+    """The error of ours inside one that another process or Ray wrapped around it, if there is one.
+
+    The innermost counts: Ray's wrapper of a `DataError` is a `DataError` too, with a traceback for
+    its message.
+    """
+    found = None
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, TunewrightError):
+            found = error
+        inner = [getattr(error, "cause", None), getattr(error, "_base_exc", None), error.__cause__]
+        error = next((e for e in inner if isinstance(e, BaseException)), None)
+    return found

@@ -117,6 +117,8 @@ def prepare(store: Store, config: DataConfig, base: Artifact, plan: Plan) -> Art
     buckets = 1 + size // (ROWS_PER_BUCKET * 512)  # from bytes: rows are not counted beforehand
     step = Step(config, formats, sources, str(work / "tokenizer"), buckets)
     summaries = _run(step, chunks, work)
+    for reason in (reason for summary in summaries for reason in summary.get("failed", ())):
+        raise DataError(reason)
     facts = data_facts(config, sources, formats, reasons, summaries)
     check_rules(config, facts, work)
     return store.publish(plan, work, facts, time.monotonic() - started)
@@ -162,8 +164,12 @@ def _chunk_to_documents(batch: pa.Table, step: Step) -> pa.Table:
     worker = _Documents(step, _renderer(step.tokenizer))
     for text in batch.column("chunk").to_pylist():
         chunk = Chunk(**json.loads(text))
-        for raw in read_chunk(chunk):
-            rows += worker.of(chunk.source, raw)
+        try:
+            for raw in read_chunk(chunk):
+                rows += worker.of(chunk.source, raw)
+        except DataError as error:  # of the file as a whole; Ray Data would lose which error it was
+            failure = {"bucket": "failed", "key": "", "source": chunk.source, "line": 0, "payload": ""}
+            rows.append({**failure, "reason": str(error), "ids": b"", "mask": b"", "findings": "{}"})
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
@@ -252,10 +258,13 @@ def _write_bucket(group: pa.Table, seq_len: int, out: str, dedup: bool) -> pa.Ta
     rows = group.sort_by(order).to_pylist()
     bucket = rows[0]["bucket"]
     summary: dict[str, Any] = {"bucket": bucket, "documents": 0, "rejected": {}, "kept": {}, "findings": {}}
-    kept, duplicates = _unique(rows) if dedup and bucket != "rejected" else (rows, [])
+    kept, duplicates = _unique(rows) if dedup and "-" in bucket else (rows, [])
     if bucket == "rejected":
         _write_quarantine(folder / "quarantine" / "rejected.parquet", kept)
         summary["rejected"] = _by_source(kept, "reason")
+        return _summary_table(bucket, summary)
+    if bucket == "failed":
+        summary["failed"] = [row["reason"] for row in rows]
         return _summary_table(bucket, summary)
     split, number = bucket.split("-")
     documents = [Document(np.frombuffer(r["ids"], np.int32), np.frombuffer(r["mask"], np.int8)) for r in kept]

@@ -12,7 +12,7 @@ from typing import Any
 
 from tunewright.artifacts import Artifact, Plan, Store, code_hash, digest, read_json
 from tunewright.config import TrainConfig
-from tunewright.errors import ClusterError, ModelError, TrainError, TunewrightError
+from tunewright.errors import ClusterError, ModelError, TrainError, TunewrightError, own_cause
 from tunewright.models.base import model_folder
 from tunewright.train.worker import WorkerSpec, read_metrics, train_worker
 
@@ -208,7 +208,7 @@ def _stop_on_own_error() -> Any:
     class StopOnOwnError(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
-                own = _unwrap(error)
+                own = own_cause(error)
                 if own is not None:
                     raise own
 
@@ -219,25 +219,11 @@ def _own_error(error: Exception) -> TunewrightError:
     """The error of ours inside Ray's, or a `TrainError` with the last line of what failed."""
     failures = getattr(error, "worker_failures", {}) or {}
     for cause in [*failures.values(), error, getattr(error, "controller_failure", None)]:
-        own = _unwrap(cause)
+        own = own_cause(cause)
         if own is not None:
             return own
     lines = str(next(iter(failures.values()), error)).strip().splitlines()
     return TrainError(f"training failed: {lines[-1] if lines else type(error).__name__}")
-
-
-def _unwrap(error: BaseException | None) -> TunewrightError | None:
-    """The innermost cause of ours, if there is one."""
-    while error is not None:
-        if isinstance(error, TunewrightError):
-            return error
-        for inner in (getattr(error, "cause", None), getattr(error, "_base_exc", None), error.__cause__):
-            if isinstance(inner, BaseException) and inner is not error:
-                break
-        else:
-            return None
-        error = inner
-    return None
 
 
 def _trained_parameters(out: Path) -> int:

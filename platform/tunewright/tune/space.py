@@ -120,5 +120,6 @@ def with_params(config: TrainConfig, params: Params) -> TrainConfig:
         return TrainConfig.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        at = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"search space: train.{at}: {first['msg']} with {params}") from None
+        at = ".".join(map(str, ("train", *first["loc"])))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"search space: {at}: {message} with {params}") from None

@@ -19,7 +19,9 @@ def config(rows: int = 16, micro: int = 2, **more: Any) -> TrainConfig:
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 8))
-def test_the_batch_is_micro_batch_times_accumulation_times_workers(micro: int, world: int, steps: int) -> None:
+def test_the_batch_is_micro_batch_times_accumulation_times_workers(
+    micro: int, world: int, steps: int
+) -> None:
     given = config(micro * world * steps, micro)
     told = deepspeed_config(given, world, bf16=False)
     assert told["train_batch_size"] == given.global_batch_size

@@ -65,7 +65,7 @@ def test_lora_trains_its_own_weights_and_no_others(targets: tuple[str, ...], lay
 def test_an_untrained_adapter_changes_nothing_and_its_scale_is_alpha_over_rank() -> None:
     model = apply_method(tiny_llama(VOCABULARY), LoraConfig(rank=4, alpha=12.0), seed=1)
     torch.testing.assert_close(logits(model), logits(tiny_llama(VOCABULARY)), rtol=0, atol=LOGITS_TOLERANCE)
-    scales = {m.scaling["default"] for m in model.modules() if hasattr(m, "scaling")}
+    scales = {m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")}
     assert scales == {3.0}
 
 

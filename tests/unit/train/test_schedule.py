@@ -106,7 +106,4 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def test_the_order_of_rows_never_changes_between_releases() -> None:
     # A checkpoint holds a step, not an order: another order would repeat and skip rows after a resume.
-    assert rows_of_step(config(), 17, 0, 10).tolist() == FIRST_ROWS_OF_SEED_17
-
-
-FIRST_ROWS_OF_SEED_17 = [0, 0, 0, 0]
+    assert rows_of_step(config(), 17, 0, 10).tolist() == [8, 9, 4, 6]
