@@ -54,6 +54,7 @@ class Outcome:
     """Where training began, this time, and where it ended."""
 
     began_at: int
+    tokens_per_s: float
     step: int
     total_steps: int
     tokens: int
@@ -88,6 +89,7 @@ class Loop:
         self.stop = min(self.total, job.stop_step or self.total)
         self.tokens = 0
         self.figures: Metrics = {}
+        self.speed = 0.0
 
     def run(self) -> Outcome:
         """Train from the newest checkpoint, or the start, to the stop step.
@@ -101,35 +103,37 @@ class Loop:
             step = self._train(step)
         state = self.engine.trainable_state()
         weights = {name[2:]: value for name, value in state.items() if name.startswith("w/")}
-        return Outcome(began_at, step, self.total, self.tokens, self.figures, weights)
+        return Outcome(began_at, self.speed, step, self.total, self.tokens, self.figures, weights)
 
     def _train(self, step: int) -> int:
-        config, started = self.config, time.monotonic()
-        logged_at, logged_tokens, begun_at = started, self.tokens, step
+        config, started, begun_at = self.config, time.monotonic(), step
+        stepping_s, logged_s, logged_tokens = 0.0, 0.0, self.tokens
+        begun_tokens = self.tokens
         while step < self.stop:
+            before = time.monotonic()
             figures = self._step(step)
+            stepping_s += time.monotonic() - before  # evaluation and saving are not training speed
             step += 1
             last = step == self.stop
             due_eval = last or bool(config.eval_steps and step % config.eval_steps == 0)
+            due_log = due_eval or step % config.logging_steps == 0
             if due_eval:
                 figures |= self._evaluate()
-            if due_eval or step % config.logging_steps == 0:
-                now = time.monotonic()
-                rate = (self.tokens - logged_tokens) / max(now - logged_at, 1e-9)
-                remaining = (self.stop - step) * (now - started) / (step - begun_at)
+            if due_log:
                 self.figures = {
                     "step": step,
                     "total_steps": self.stop,
                     "epoch": step * config.global_batch_size / max(1, len(self.train_rows)),
                     **figures,
                     "tokens": self.tokens,
-                    "tokens_per_s": rate,
-                    "eta_s": remaining,
+                    "tokens_per_s": (self.tokens - logged_tokens) / (stepping_s - logged_s),
+                    "eta_s": (self.stop - step) * (time.monotonic() - started) / (step - begun_at),
                 }
-                logged_at, logged_tokens = time.monotonic(), self.tokens
+                logged_s, logged_tokens = stepping_s, self.tokens
+                self.speed = (self.tokens - begun_tokens) / stepping_s
             if last or step % config.save_steps == 0:
                 self._save(step)
-            if due_eval or step % config.logging_steps == 0:
+            if due_log:
                 self.on_step(self.figures)
         return step
 
@@ -235,6 +239,7 @@ class Loop:
         self.engine.restore(checkpoint.tensors(), checkpoint.step)
         self.tokens = int(checkpoint.state["tokens"])
         self.figures = dict(checkpoint.state["metrics"])
+        self.speed = float(self.figures.get("tokens_per_s", 0.0))
         return checkpoint.step
 
     def _find_checkpoint(self) -> Checkpoint | None:

