@@ -13,10 +13,10 @@ import pytest
 from tiny_runs import ROOT, environment
 from tunewright.ray_local import local_ray
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 BIN = Path(sys.executable).parent
-QUICKSTART_S, AGAIN_S = 800, 200
+QUICKSTART_S, AGAIN_S = 1200, 300
 
 
 def readme_commands() -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tunewright.errors import DataError, ModelError
 from tunewright.models.chat import PLAIN_TEMPLATE, ChatRenderer
 from tunewright.models.load import load_renderer, load_tokenizer, save_tokenizer
-from tunewright.models.tiny import CHAT_TEMPLATE, TinyShape, write_newborn
+from tunewright.models.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, TinyShape, write_newborn
 
 SHARED_MODELS = Path(__file__).resolve().parents[4] / "shared" / "models"
 ENDLESS_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}" + (
@@ -21,7 +21,9 @@ ENDLESS_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{%
 """Ends no turn: the renderer itself has to."""
 TEMPLATES = {"tiny": CHAT_TEMPLATE, "plain": PLAIN_TEMPLATE, "endless": ENDLESS_TEMPLATE}
 
-words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
+    lambda text: text.strip() and not any(token in text for token in SPECIAL_TOKENS)
+)
 turns = st.lists(st.tuples(words, words), min_size=1, max_size=4)
 
 
