@@ -48,7 +48,7 @@ def small_run(base: Path, store: Path, **changes: Any) -> dict[str, Any]:
             "logging_steps": 1,
         },
         "sweep": {
-            "space": str(ROOT / "tune_spaces" / "lora_small.yaml"),
+            "space": str(_space(store.parent / "space.yaml")),
             "trials": 2,
             "scheduler": "fifo",
             "metric": "eval_loss",
@@ -77,6 +77,11 @@ def small_run(base: Path, store: Path, **changes: Any) -> dict[str, Any]:
         else:
             run[section] = value
     return run
+
+
+def _space(path: Path) -> Path:
+    path.write_text("train.learning_rate: {grid: [1.0e-3, 4.0e-3]}\n", encoding="utf-8")
+    return path
 
 
 def write_run(path: Path, run: dict[str, Any]) -> Path:

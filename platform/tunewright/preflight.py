@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from tunewright.config import FileSource, RunConfig
 from tunewright.errors import ConfigError
 
@@ -37,7 +39,14 @@ def check_sweep(run: RunConfig) -> None:
     from tunewright.tune.space import draw_trials, load_space, with_params
 
     assert run.sweep is not None
-    for params in draw_trials(load_space(run.sweep.space), run.sweep.trials, run.seed):
+    space = load_space(run.sweep.space)
+    points = prod(len(d.grid) for d in space.values() if d.grid is not None)
+    if points > run.sweep.trials:
+        raise ConfigError(
+            f"{run.sweep.space}: the grids have {points} points, more than sweep.trials={run.sweep.trials}; "
+            f"raise trials to {points}, or say `choice` instead of `grid`"
+        )
+    for params in draw_trials(space, run.sweep.trials, run.seed):
         with_params(run.train, params | {"train.workers": run.sweep.workers})
     if run.sweep.metric not in ("exact_match", "eval_loss"):
         raise ConfigError(f"sweep.metric={run.sweep.metric} is not known; valid: exact_match, eval_loss")

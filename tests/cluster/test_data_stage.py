@@ -109,14 +109,14 @@ def test_a_rejected_row_lies_in_the_quarantine_with_its_place_and_reason(desk: D
     rejected = pq.read_table(desk.data.path / "quarantine" / "rejected.parquet").to_pylist()
     assert len(rejected) == desk.data.facts["funnel"][0]["rejected"]
     for row in rejected:
-        assert set(row) == {"source", "line", "reason", "row"}
+        assert set(row) == {"source", "file", "line", "reason", "row"}
         assert (row["source"], row["row"]) == (0, lines[row["line"] - 1])
         assert row["reason"].startswith(("not JSON: ", "message 1 (assistant) is empty"))
     paths = desk.data.path.glob("quarantine/duplicates-*.parquet")
     duplicates = [row for path in paths for row in pq.read_table(path).to_pylist()]
     assert len(duplicates) == desk.data.facts["funnel"][0]["duplicates"]
     for row in duplicates:
-        first = int(row["reason"].removeprefix("same content as source 0 line "))
+        first = int(row["reason"].rsplit(":", 1)[1])
         assert first < row["line"]
         assert lines[first - 1] == lines[row["line"] - 1]
 

@@ -97,11 +97,19 @@ def test_a_search_space_with_a_key_that_training_has_not(
     base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     space = tmp_path / "space.yaml"
-    space.write_text("train.learning_rat: {grid: [1, 2]}\n")
     run = small_run(base, tmp_path / "store", sweep__space=str(space))
+    space.write_text("train.learning_rat: {grid: [1, 2]}\n")
     code, err = told(tmp_path, capfd, run)
     assert code == 2
     assert "training has no key `train.learning_rat`" in err
+
+
+def test_a_grid_of_more_points_than_trials_is_refused(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, err = told(tmp_path, capfd, small_run(base, tmp_path / "store", sweep__trials=1))
+    assert code == 2
+    assert "the grids have 2 points, more than sweep.trials=1; raise trials to 2" in err
 
 
 def test_gates_without_a_task_are_refused(

@@ -8,7 +8,7 @@ the content alone, so the shards are the same bytes whatever the parallelism.
     eval/shard-000.parquet       the same, for evaluation loss
     examples/examples-000.parquet  the evaluation conversations themselves, as JSON
     tokenizer/                   the tokenizer and template used
-    quarantine/*.parquet         rejected rows: source, line, reason, row
+    quarantine/*.parquet         rejected rows: source, file, line, reason, row
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ SCHEMA = pa.schema(
         ("bucket", pa.string()),
         ("key", pa.string()),
         ("source", pa.int32()),
+        ("file", pa.string()),
         ("line", pa.int64()),
         ("reason", pa.string()),
         ("ids", pa.binary()),
@@ -166,11 +167,18 @@ def _chunk_to_documents(batch: pa.Table, step: Step) -> pa.Table:
         chunk = Chunk(**json.loads(text))
         try:
             for raw in read_chunk(chunk):
-                rows += worker.of(chunk.source, raw)
+                rows += worker.of(chunk, raw)
         except DataError as error:  # of the file as a whole; Ray Data would lose which error it was
-            failure = {"bucket": "failed", "key": "", "source": chunk.source, "line": 0, "payload": ""}
-            rows.append({**failure, "reason": str(error), "ids": b"", "mask": b"", "findings": "{}"})
+            failure = {"bucket": "failed", "key": "", "line": 0, "payload": ""}
+            rows.append(
+                {**failure, **_where(chunk), "reason": str(error), "ids": b"", "mask": b"", "findings": "{}"}
+            )
     return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _where(chunk: Chunk) -> dict[str, Any]:
+    """What a row says of where it was found."""
+    return {"source": chunk.source, "file": Path(chunk.path).name}
 
 
 @cache
@@ -185,8 +193,8 @@ class _Documents:
     def __init__(self, step: Step, renderer: ChatRenderer):
         self.step, self.renderer = step, renderer
 
-    def of(self, source: int, raw: RawRow) -> Iterator[dict[str, Any]]:
-        row = {"source": source, "line": raw.line, "reason": "", "payload": raw.text, "findings": "{}"}
+    def of(self, chunk: Chunk, raw: RawRow) -> Iterator[dict[str, Any]]:
+        row = {**_where(chunk), "line": raw.line, "reason": "", "payload": raw.text, "findings": "{}"}
         try:
             if raw.record is None:
                 raise DataError(raw.problem)
@@ -254,7 +262,7 @@ class _Documents:
 def _write_bucket(group: pa.Table, seq_len: int, out: str, dedup: bool) -> pa.Table:
     """Write all files of one bucket and describe them; the same group gives the same bytes."""
     folder = Path(out)
-    order = [("key", "ascending"), ("source", "ascending"), ("line", "ascending")]
+    order = [(name, "ascending") for name in ("key", "source", "file", "line")]
     rows = group.sort_by(order).to_pylist()
     bucket = rows[0]["bucket"]
     summary: dict[str, Any] = {"bucket": bucket, "documents": 0, "rejected": {}, "kept": {}, "findings": {}}
@@ -298,7 +306,7 @@ def _unique(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict
     for row in rows:
         if kept and kept[-1]["key"] == row["key"]:
             first = kept[-1]
-            reason = f"same content as source {first['source']} line {first['line']}"
+            reason = f"same content as source {first['source']}, {first['file']}:{first['line']}"
             duplicates.append({**row, "reason": reason})
         else:
             kept.append(row)
@@ -307,8 +315,8 @@ def _unique(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict
 
 def _write_quarantine(path: Path, rows: list[dict[str, Any]]) -> None:
     if rows:
-        rows = sorted(rows, key=lambda r: (r["source"], r["line"]))
-        columns = {"source": "source", "line": "line", "reason": "reason", "row": "payload"}
+        rows = sorted(rows, key=lambda r: (r["source"], r["file"], r["line"]))
+        columns = {"source": "source", "file": "file", "line": "line", "reason": "reason", "row": "payload"}
         pq.write_table(pa.table({name: [r[key] for r in rows] for name, key in columns.items()}), path)
 
 

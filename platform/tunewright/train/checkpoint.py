@@ -14,7 +14,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,8 @@ def save_checkpoint(
     final = folder / f"step-{int(state['step']):06d}"
     writing = folder / f".writing-{final.name}-{os.getpid()}"
     with explained(f"checkpoint {final.name}"):
+        for left in folder.glob(".writing-*"):  # by a worker that was killed while it wrote
+            shutil.rmtree(left)
         try:
             writing.mkdir(parents=True)
             _write_tensors(tensors, writing / TENSORS)
@@ -108,12 +111,20 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    try:
+    with disk_errors(path):
         save_file(dict(tensors), path)
-    except SafetensorError as error:  # a full disk, as it comes out of Rust
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full disk, which safetensors tells in an error of its own, as the `OSError` that it is."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.artifacts import write_json
+from tunewright.artifacts import explained, write_json
 from tunewright.config import TrainConfig
 from tunewright.train.loop import Job, Loop, Metrics, Outcome, Scorer
 
@@ -71,6 +71,7 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
 
     from tunewright.data.shards import PackedRows
     from tunewright.models.load import load_model
+    from tunewright.train.checkpoint import disk_errors
     from tunewright.train.engine import build_engine, prepare_process
     from tunewright.train.methods import apply_method, export
 
@@ -115,7 +116,8 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
     outcome = Loop(job, engine, train, evaluation, on_step, scorer).run()
     if spec.export and rank == 0:
         kind = "model" if config.method.type == "full" else "adapter"
-        export(trained, outcome.weights, config.method, work / "out" / kind)
+        with explained(f"writing the {kind}"), disk_errors(work / "out" / kind):
+            export(trained, outcome.weights, config.method, work / "out" / kind)
     return outcome
 
 
