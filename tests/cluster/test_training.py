@@ -1,5 +1,6 @@
 """Training on real Ray Train workers with DeepSpeed: exact resume, other numbers of workers, ZeRO-3."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,13 @@ def uninterrupted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) 
     return losses(work)
 
 
+@pytest.fixture(scope="module")
+def stopped_at_3(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("stopped")
+    run_workers(prepared.spec(work, workers=2, stop=3))
+    return work
+
+
 def losses(work: Path) -> list[float]:
     found = [m["loss"] for m in read_metrics(work / "metrics.jsonl")]
     assert len(found) == STEPS
@@ -70,17 +78,19 @@ def losses(work: Path) -> list[float]:
 
 
 def test_two_workers_that_stop_and_go_on_are_bit_identical(
-    prepared: Prepared, uninterrupted: list[float], tmp_path: Path
+    prepared: Prepared, uninterrupted: list[float], stopped_at_3: Path, tmp_path: Path
 ) -> None:
-    run_workers(prepared.spec(tmp_path, workers=2, stop=3))
-    run_workers(prepared.spec(tmp_path, workers=2))
-    assert losses(tmp_path) == uninterrupted
+    work = shutil.copytree(stopped_at_3, tmp_path / "work")
+    run_workers(prepared.spec(work, workers=2))
+    assert losses(work) == uninterrupted
 
 
-def test_one_worker_goes_on_from_two(prepared: Prepared, uninterrupted: list[float], tmp_path: Path) -> None:
-    run_workers(prepared.spec(tmp_path, workers=2, stop=3))
-    run_workers(prepared.spec(tmp_path, workers=1))
-    assert losses(tmp_path) == pytest.approx(uninterrupted, rel=OTHER_WORLD_TOLERANCE)
+def test_one_worker_goes_on_from_two(
+    prepared: Prepared, uninterrupted: list[float], stopped_at_3: Path, tmp_path: Path
+) -> None:
+    work = shutil.copytree(stopped_at_3, tmp_path / "work")
+    run_workers(prepared.spec(work, workers=1))
+    assert losses(work) == pytest.approx(uninterrupted, rel=OTHER_WORLD_TOLERANCE)
 
 
 def test_zero_3_takes_the_same_steps_as_zero_2(
@@ -90,9 +100,10 @@ def test_zero_3_takes_the_same_steps_as_zero_2(
     assert losses(tmp_path) == pytest.approx(uninterrupted, rel=OTHER_WORLD_TOLERANCE)
 
 
-def test_a_checkpoint_of_other_hyperparameters_is_refused_at_once(prepared: Prepared, tmp_path: Path) -> None:
-    run_workers(prepared.spec(tmp_path, workers=1, stop=2))
-    spec = prepared.spec(tmp_path, workers=1)
+def test_a_checkpoint_of_other_hyperparameters_is_refused_at_once(
+    prepared: Prepared, stopped_at_3: Path, tmp_path: Path
+) -> None:
+    spec = prepared.spec(shutil.copytree(stopped_at_3, tmp_path / "work"), workers=1)
     with pytest.raises(ResumeMismatch, match="other data, another base or other hyperparameters"):
         run_workers(replace(spec, identity="another"))
 
