@@ -104,3 +104,17 @@ def start_line(config: Path, *options: str, **env: str) -> subprocess.Popen[str]
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def told_under_hash_seeds(code: str, *seeds: str) -> set[str]:
+    """What `code` prints in processes of other hash seeds; one string when it does not depend on them."""
+    return {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in seeds
+    }

@@ -234,12 +234,12 @@ class Store:
                 seconds=round(seconds, 3),
             ).sealed()
             for name in names:
-                _fsync(folder / name)
+                fsync(folder / name)
             write_json(folder / MANIFEST, asdict(manifest))
             final = self.root / "artifacts" / plan.kind / plan.id
             final.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(final)
-            _fsync(final.parent)
+            fsync(final.parent)
         return Artifact(final, manifest)
 
     def quarantine(self, path: Path, reason: str) -> Path:
@@ -308,7 +308,8 @@ def explain_os_error(error: OSError) -> str:
     return f"{error.strerror or error}{at}"
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Return when what was written to the file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

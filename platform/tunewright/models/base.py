@@ -106,9 +106,18 @@ def describe(folder: Path) -> dict[str, object]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {
         "architecture": config["architectures"][0],
-        "parameters": sum(_count(path) for path in sorted(folder.glob("*.safetensors"))),
+        "parameters": count_parameters(folder),
         "context": config.get("max_position_embeddings"),
     }
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in the safetensors files of a folder; no weight is read.
+
+    Raises:
+        ModelError: a weights file that is cut short or is not safetensors.
+    """
+    return sum(_count(path) for path in sorted(folder.glob("*.safetensors")))
 
 
 def _count(weights: Path) -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.artifacts import explained, file_sha256, read_json, write_json
+from tunewright.artifacts import explained, file_sha256, fsync, read_json, write_json
 from tunewright.errors import CheckpointCorrupt
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def save_checkpoint(
             writing.mkdir(parents=True)
             _write_tensors(tensors, writing / TENSORS)
             write_json(writing / STATE, dict(state))
-            _fsync(writing / TENSORS)
+            fsync(writing / TENSORS)
             write_json(writing / MANIFEST, {n: file_sha256(writing / n) for n in (TENSORS, STATE)})
             if final.exists():  # the same step again, after a resume from an earlier one
                 shutil.rmtree(final)
@@ -129,11 +129,3 @@ def disk_errors(path: Path) -> Iterator[None]:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

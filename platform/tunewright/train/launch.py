@@ -13,7 +13,7 @@ from typing import Any
 from tunewright.artifacts import Artifact, Plan, Store, code_hash, digest, read_json
 from tunewright.config import TrainConfig
 from tunewright.errors import ClusterError, ModelError, TrainError, TunewrightError, own_cause
-from tunewright.models.base import model_folder
+from tunewright.models.base import count_parameters, model_folder
 from tunewright.train.worker import WorkerSpec, read_metrics, train_worker
 
 STAGE_CODE = ("train", "models/load", "data/shards")
@@ -230,16 +230,7 @@ def _own_error(error: Exception) -> TunewrightError:
 
 
 def _trained_parameters(out: Path) -> int:
-    from safetensors import safe_open
-
-    count = 0
-    for path in [*out.glob("adapter/*.safetensors"), *out.glob("model/*.safetensors")]:
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                size = 1
-                for side in file.get_slice(name).get_shape():
-                    size *= side
-                count += size
+    count = sum(count_parameters(out / kind) for kind in ("adapter", "model"))
     if not count:
         raise ModelError(f"{out}: nothing was trained")
     return count

@@ -42,6 +42,7 @@ class Campaign:
     configs: list[TrainConfig]
     identities: list[str]
     stop_step: int
+    grace_steps: int
     seed: int
     base: str
     data: str
@@ -50,10 +51,6 @@ class Campaign:
 
     def folder(self, trial: int) -> Path:
         return Path(self.work) / "trials" / f"trial-{trial:03d}"
-
-    @property
-    def grace_steps(self) -> int:
-        return min(self.stop_step, self.sweep.grace_steps or max(1, self.stop_step // 3))
 
 
 def sweep_plan(run: RunConfig, base: Artifact, data: Artifact) -> Plan:
@@ -146,6 +143,7 @@ def _campaign(store: Store, run: RunConfig, base: Artifact, data: Artifact, plan
         configs=configs,
         identities=[identity(config, base, data, run.seed) for config in configs],
         stop_step=stop,
+        grace_steps=grace,
         seed=run.seed,
         base=str(model_folder(base)),
         data=str(data.path),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tiny_runs import told_under_hash_seeds
 from tunewright.artifacts import Artifact, Plan, Store, clear_dir, code_hash, digest, read_json, write_json
 from tunewright.errors import StoreError
 
@@ -161,16 +160,7 @@ def test_ids_are_the_same_in_every_process() -> None:
         "print(Plan('data', {'a': 'b/1', 'c': 'd/2'}, {'x': [1, 2.5], 'y': None}, 'code').id,"
         " code_hash('data', 'models/chat'), digest({'b': 1, 'a': ['\\u00e9', True]}))"
     )
-    told = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
+    told = told_under_hash_seeds(code, "1", "2")
     assert len(told) == 1
     (line,) = told
     # The SHA-256 of {"a":["é",true],"b":1}: stores outlive releases, so that this must not change.

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 
+from tiny_runs import told_under_hash_seeds
 from tunewright.data.privacy import redact
 from tunewright.data.support_desk import (
     CLOSINGS,
@@ -144,15 +142,6 @@ def test_every_process_generates_the_same_text(lines: list[str]) -> None:
         "text += pretraining_documents(50, 1);"
         "print(hashlib.sha256('\\n'.join(text).encode()).hexdigest())"
     )
-    told = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for seed in ("1", "77")
-    }
+    told = told_under_hash_seeds(code, "1", "77")
     here = [*lines, *heldout_lines(50, 9), *pretraining_documents(50, 1)]
     assert told == {hashlib.sha256("\n".join(here).encode()).hexdigest()}

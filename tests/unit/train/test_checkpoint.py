@@ -121,7 +121,7 @@ def test_a_disk_that_fills_while_saving_leaves_the_checkpoint_before(tmp_path: P
     assert found.step == 5
 
 
-@pytest.mark.parametrize("function", ["write_json", "_fsync", "file_sha256"])
+@pytest.mark.parametrize("function", ["write_json", "fsync", "file_sha256"])
 def test_a_disk_that_refuses_any_part_of_a_checkpoint_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
