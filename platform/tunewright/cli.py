@@ -15,6 +15,7 @@ import typer
 
 import tunewright
 from tunewright.console import print_json, print_table
+from tunewright.data_cli import data_app
 from tunewright.errors import ConfigError, StoreError, TunewrightError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ models_app = typer.Typer(
 )
 app.add_typer(runs_app, name="runs")
 app.add_typer(models_app, name="models")
+app.add_typer(data_app, name="data")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file that describes the run.")]
 Sets = Annotated[

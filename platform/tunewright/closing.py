@@ -90,8 +90,32 @@ def _data_summary(data: Artifact | None) -> dict[str, Any] | None:
         "train_rows": facts["train_rows"],
         "eval_rows": facts["eval_rows"],
         "tokens": facts["train_tokens"],
-        "personal_data_redacted": facts["personal_data_redacted"],
+        "personal_data": facts["personal_data"],
     }
+
+
+def write_data_report(folder: Path, data: Artifact) -> Path:
+    """Write `data/report.json` and `data/report.html` of a run; returns the page's path.
+
+    Drift is against the data set that the run had before this one; it stays in the report for as
+    long as the data set does.
+    """
+    from tunewright.data.drift import drift
+    from tunewright.report.data_page import data_page
+
+    path = folder / "data" / "report.json"
+    before = read_json(path) if path.is_file() else None
+    if before is not None and before["artifact"] == data.ref:
+        return path.with_suffix(".html")
+    report = read_json(data.path / "report.json")
+    if before is not None and before["task"] != report["task"]:
+        before = None  # of another kind: there is nothing to compare
+    moved = drift(report, before) if before else None
+    since = before["artifact"] if before else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".html").write_text(data_page(report, moved, since), encoding="utf-8")
+    write_json(path, {**report, "artifact": data.ref, "before": since, "drift": moved})
+    return path.with_suffix(".html")
 
 
 def _metrics(line: Line, made: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

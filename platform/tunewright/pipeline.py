@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from tunewright.artifacts import Artifact, Store, write_json
 from tunewright.base_stage import base_stage
-from tunewright.closing import finish
+from tunewright.closing import finish, write_data_report
 from tunewright.config import RunConfig, TrainConfig, load_run
 from tunewright.errors import ConfigError, EvaluateError, GateRefused, TunewrightError
 from tunewright.evaluation_stage import evaluation_stage, read_scores
@@ -144,9 +144,11 @@ def _leave() -> None:
 
 
 def _data(line: Line, base: Artifact) -> Artifact:
-    from tunewright.data.prepare import prepare, prepare_plan
+    from tunewright.data.prepare import gather, prepare, prepare_plan
 
-    plan = prepare_plan(line.run.data, base)
+    config = line.run.data
+    inputs = gather(line.store, config)
+    plan = prepare_plan(config, base, inputs)
 
     def told(data: Artifact) -> str:
         facts = data.facts
@@ -158,7 +160,11 @@ def _data(line: Line, base: Artifact) -> Artifact:
             f"{facts['train_rows']:,} packed rows to train on, {facts['packing_efficiency']:.0%} full"
         )
 
-    return line.make("data", plan, lambda: prepare(line.store, line.run.data, base, plan), told)
+    data = line.make(
+        "data", plan, lambda: prepare(line.store, config, base, plan, inputs, tell=line.live), told
+    )
+    write_data_report(line.store.root / "runs" / line.run.name, data)
+    return data
 
 
 def _sweep(line: Line, base: Artifact, data: Artifact) -> Artifact:

@@ -5,90 +5,38 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
-from tiny_runs import SHAPE, newborn_base, small_run, write_run
-from tunewright.artifacts import Artifact, Store, file_sha256
-from tunewright.config import BaseModelConfig, DataConfig, load_run
+from data_desk import (
+    DIRTY,
+    ROWS,
+    SEED,
+    SHARED,
+    Desk,
+    data_config,
+    documents,
+    quarantined,
+    shard_hashes,
+    write_lines,
+)
+from tiny_runs import SHAPE, small_run, write_run
+from tunewright.artifacts import Artifact
+from tunewright.config import load_run
 from tunewright.data import conversations, sources
 from tunewright.data import prepare as stage
 from tunewright.data.prepare import prepare, prepare_plan
 from tunewright.data.shards import PackedRows
+from tunewright.data.sources import chunks
 from tunewright.data.support_desk import TEST_CARD_NUMBERS, dirty_counts, training_lines
 from tunewright.errors import DataError
 from tunewright.line import Line
-from tunewright.models.base import register_folder
 from tunewright.models.load import load_renderer
 
 pytestmark = pytest.mark.cluster
-
-ROWS, SEED, DIRTY = 600, 5, 0.2
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-Ids = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Desk:
-    """A store with a newborn base, and the data set of generated tickets made with it."""
-
-    store: Store
-    base: Artifact
-    data: Artifact
-
-    def make(self, **changes: Any) -> Artifact:
-        """Another data set over the same base."""
-        config = data_config(**changes)
-        return prepare(self.store, config, self.base, prepare_plan(config, self.base))
-
-
-def data_config(**changes: Any) -> DataConfig:
-    builtin = {"type": "builtin", "rows": ROWS, "seed": SEED, "dirty_fraction": DIRTY}
-    values: dict[str, Any] = {
-        "sources": [builtin],
-        "rules": {"max_bad_fraction": 0.3},
-        "split": {"eval": 0.1},
-        "pack": {"seq_len": 192},
-    }
-    return DataConfig.model_validate({**values, **changes})
-
-
-@pytest.fixture(scope="module")
-def desk(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    folder = tmp_path_factory.mktemp("desk")
-    store = Store(folder / "store")
-    base, _ = register_folder(store, BaseModelConfig(model=str(newborn_base(folder / "model"))))
-    config = data_config()
-    return Desk(store, base, prepare(store, config, base, prepare_plan(config, base)))
-
-
-def documents(data: Artifact, split: str) -> Iterator[tuple[Ids, Ids]]:
-    """(ids, loss mask) of every document in the shards of a split."""
-    rows = PackedRows(data.path / split)
-    for index in range(len(rows)):
-        row = {name: values[0] for name, values in rows.take([index]).items()}
-        for number in range(1, int(row["segment_ids"].max()) + 1):
-            at = row["segment_ids"] == number
-            yield tuple(row["input_ids"][at]), tuple(row["loss_mask"][at])
-
-
-def shard_hashes(data: Artifact) -> dict[str, str]:
-    return {
-        f"{split}/{path.name}": file_sha256(path)
-        for split in ("train", "eval", "examples")
-        for path in sorted((data.path / split).iterdir())
-    }
-
-
-def write_lines(path: Path, lines: list[str]) -> dict[str, Any]:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return {"type": "jsonl", "path": str(path), "format": "messages"}
 
 
 def test_every_row_read_is_kept_rejected_or_a_duplicate_as_the_generator_says(desk: Desk) -> None:
@@ -98,7 +46,7 @@ def test_every_row_read_is_kept_rejected_or_a_duplicate_as_the_generator_says(de
     assert funnel["read"] == funnel["kept"] + funnel["rejected"] + funnel["duplicates"] == ROWS
     assert funnel["rejected"] == dirty["broken_json"] + dirty["empty_answer"] > 0
     assert funnel["duplicates"] == dirty["duplicate"] > 0
-    assert facts["personal_data_redacted"] == {"email": dirty["email"], "card": dirty["card"]}
+    assert facts["personal_data"] == {"email": dirty["email"], "card": dirty["card"]}
     assert sum(funnel["reasons"].values()) == funnel["rejected"]
     assert funnel["reasons"]["message N (assistant) is empty"] == dirty["empty_answer"]
     assert facts["train_documents"] + facts["eval_documents"] == funnel["kept"]
@@ -106,14 +54,13 @@ def test_every_row_read_is_kept_rejected_or_a_duplicate_as_the_generator_says(de
 
 def test_a_rejected_row_lies_in_the_quarantine_with_its_place_and_reason(desk: Desk) -> None:
     lines = list(training_lines(ROWS, SEED, DIRTY))
-    rejected = pq.read_table(desk.data.path / "quarantine" / "rejected.parquet").to_pylist()
+    rejected = quarantined(desk.data.path, "rejected")
     assert len(rejected) == desk.data.facts["funnel"][0]["rejected"]
     for row in rejected:
         assert set(row) == {"source", "file", "line", "reason", "row"}
         assert (row["source"], row["row"]) == (0, lines[row["line"] - 1])
         assert row["reason"].startswith(("not JSON: ", "message 1 (assistant) is empty"))
-    paths = desk.data.path.glob("quarantine/duplicates-*.parquet")
-    duplicates = [row for path in paths for row in pq.read_table(path).to_pylist()]
+    duplicates = quarantined(desk.data.path, "duplicates")
     assert len(duplicates) == desk.data.facts["funnel"][0]["duplicates"]
     for row in duplicates:
         first = int(row["reason"].rsplit(":", 1)[1])
@@ -174,7 +121,7 @@ def test_the_same_rows_give_the_same_bytes_however_they_come(
     if way in ("one file", "small chunks"):
         given = [write_lines(tmp_path / f"{way}.jsonl", lines)]
         if way == "small chunks":
-            monkeypatch.setattr(sources, "CHUNK_BYTES", 20_000)
+            monkeypatch.setattr(chunks, "CHUNK_BYTES", 20_000)
             assert len(sources.source_chunks(0, data_config(sources=given).sources[0])) > 5  # type: ignore[arg-type]
     else:
         halves = [
@@ -236,8 +183,8 @@ def test_too_many_bad_rows_stop_the_run_and_stay_for_a_look(desk: Desk) -> None:
     assert "data.rules.max_bad_fraction=0.02" in told
     assert f"{dirty['empty_answer']} x message N (assistant) is empty" in told
     kept = desk.store.work_dir(plan) / "quarantine"
-    assert told.endswith(f"The rows are in {kept}")
-    assert pq.read_table(kept / "rejected.parquet").num_rows == bad
+    assert f"The rows are in {kept}; see: tunewright data report " in told
+    assert len(quarantined(kept.parent, "rejected")) == bad
     assert desk.store.find(plan) is None
 
 
@@ -257,7 +204,7 @@ def test_rows_that_are_too_long_are_dropped_whole_or_stop_the_run(desk: Desk, ov
     whole = {ids for split in ("train", "eval") for ids, _ in documents(desk.data, split)}
     kept = {ids for split in ("train", "eval") for ids, _ in documents(made, split)}
     assert kept == {ids for ids in whole if len(ids) <= limit}
-    rejected = pq.read_table(made.path / "quarantine" / "rejected.parquet").to_pylist()
+    rejected = quarantined(made.path, "rejected")
     long = [row for row in rejected if row["reason"].endswith(f"tokens do not fit a row of seq_len={limit}")]
     assert len({row["row"] for row in long}) == len(whole) - len(kept) > 0
     assert made.facts["funnel"][0]["reasons"]["N tokens do not fit a row of N"] == len(long)
@@ -294,7 +241,9 @@ def test_when_nothing_is_left_to_train_on_that_is_said(desk: Desk, tmp_path: Pat
 
 def test_a_format_that_is_not_known_names_the_file_and_its_columns(desk: Desk, tmp_path: Path) -> None:
     given = write_lines(tmp_path / "rows.jsonl", ['{"a": "x", "b": "y"}'] * 60)
-    with pytest.raises(DataError, match=r"rows\.jsonl: the rows' format is not known: columns are a, b"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl: the rows' format is not known: columns are a \(text\), b"
+    ):
         desk.make(sources=[{**given, "format": "auto"}])
 
 

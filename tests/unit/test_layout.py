@@ -27,8 +27,8 @@ ROWS = [
     {"tune"},
     {"report", "line", "preflight", "console", "ray_guard", "ray_local", "runs", "doctor", "chat_client"},
     {"base_stage", "evaluation_stage", "ray_jobs", "endpoint"},
-    {"submit", "closing"},
-    {"pipeline"},
+    {"submit", "closing", "preview"},
+    {"pipeline", "data_cli"},
     {"cli"},
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
@@ -53,6 +53,8 @@ ALLOWED = {
     "tokenizers": ["models/"],
     "peft": ["models/", "train/"],
     "deepspeed": ["train/"],
+    "cryptography": ["security/"],
+    "sqlalchemy": ["data/sources/", "registry/"],
     "pyarrow": ["data/", "train/", "models/"],
     "datasets": ["data/"],
     "fastapi": ["serve/"],

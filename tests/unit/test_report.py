@@ -97,7 +97,7 @@ def sample() -> dict[str, Any]:
         "data": {
             "funnel": [{"source": "builtin", "read": 5000, "rejected": 80, "duplicates": 41, "kept": 4879}],
             "reasons": {"broken JSON": 42, "message 1 (assistant) is empty": 38},
-            "personal_data_redacted": {"email": 39, "card": 41},
+            "personal_data": {"email": 39, "card": 41},
             "train_rows": 463,
             "eval_rows": 24,
             "tokens": 412345,
@@ -170,7 +170,7 @@ def test_page_shows_the_figures_of_the_run(tmp_path: Path) -> None:
         "My order number is TW-4803", '"order":"TW-8403"', "4,879", "412,345", "evaluate/04",
         "/data/tw/runs/quickstart/report.html", "learning_rate", "0.003", "stopped", "3 min 35 s",
         "min_exact_match", "✓ passed", "broken JSON (42); message 1 (assistant) is empty (38).",
-        "redacted: email (39), card (41).",
+        "found: email (39), card (41).",
     ):  # fmt: skip
         assert wanted in text, wanted
     assert page.tags.count("svg") == 4

@@ -1,10 +1,21 @@
 """The schema of a run and its loader. Row 0: imports pydantic and PyYAML only."""
 
-from tunewright.config.data import BuiltinSource, DataConfig, FileSource, Source
+from tunewright.config.data import DataConfig
 from tunewright.config.evaluate import EvaluateConfig, Gates, TaskConfig
 from tunewright.config.load import load_run, load_yaml_file, resolved_json
 from tunewright.config.run import RunConfig, default_store_root
 from tunewright.config.serve import ServeConfig
+from tunewright.config.sources import (
+    BuiltinSource,
+    FileSource,
+    HttpSource,
+    HuggingFaceSource,
+    LocalSource,
+    Sample,
+    Source,
+    SqlSource,
+    source_label,
+)
 from tunewright.config.sweep import SweepConfig
 from tunewright.config.train import (
     BaseModelConfig,
@@ -21,10 +32,15 @@ __all__ = [
     "FileSource",
     "FullConfig",
     "Gates",
+    "HttpSource",
+    "HuggingFaceSource",
+    "LocalSource",
     "LoraConfig",
     "RunConfig",
+    "Sample",
     "ServeConfig",
     "Source",
+    "SqlSource",
     "SweepConfig",
     "TaskConfig",
     "TrainConfig",
@@ -32,4 +48,5 @@ __all__ = [
     "load_run",
     "load_yaml_file",
     "resolved_json",
+    "source_label",
 ]

@@ -7,14 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from tunewright.config.base import Config
-from tunewright.config.data import Source
+from tunewright.config.sources import LocalSource
 
 
 class TaskConfig(Config):
     """Conversations whose last assistant turn is the expected answer."""
 
     name: str
-    source: Source
+    source: LocalSource
     answer: Literal["json", "text"] = "text"
     """`json`: compared as JSON values, field by field; `text`: as trimmed strings."""
     max_rows: int = Field(200, ge=1)

@@ -153,12 +153,25 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
     sources = _items(data.get("data"), "sources") + [
         task.get("source") for task in _items(data.get("evaluate"), "tasks") if isinstance(task, dict)
     ]
+    data_section = data.get("data")
+    if isinstance(data_section, dict):
+        sources += _items(data_section.get("contamination"), "against")
+        _anchor_key(data_section, folder)
     for source in sources:
         if isinstance(source, dict):
             _anchor(source, "path", folder)
+            _anchor(source, "dataset", folder)
     for section, key in (("sweep", "space"), ("data", "chat_template"), ("base", "model")):
         if isinstance(data.get(section), dict):
             _anchor(data[section], key, folder)
+
+
+def _anchor_key(data_section: dict[str, Any], folder: Path) -> None:
+    """Make the path in `encryption.key: file:PATH` absolute."""
+    encryption = data_section.get("encryption")
+    if isinstance(encryption, dict) and str(encryption.get("key")).startswith("file:"):
+        path = Path(str(encryption["key"]).removeprefix("file:")).expanduser()
+        data_section["encryption"] = {**encryption, "key": f"file:{folder / path}"}
 
 
 def _items(section: Any, key: str) -> list[Any]:
@@ -168,15 +181,22 @@ def _items(section: Any, key: str) -> list[Any]:
 
 def _anchor(mapping: dict[str, Any], key: str, folder: Path) -> None:
     value = mapping.get(key)
-    if not isinstance(value, str) or not value or Path(value).is_absolute():
+    if not isinstance(value, str) or not value or Path(value).is_absolute() or "://" in value:
         return
     if (key, value) == ("model", "tiny"):
         return
     for root in (folder, *folder.parents):
-        pattern = value.split("*")[0].rsplit("/", 1)[0] if "*" in value else value
+        pattern = _before_pattern(value)
         if (root / pattern).exists():
             mapping[key] = str(root / value)
             return
+
+
+def _before_pattern(path: str) -> str:
+    """The folders of a glob that are named in full: `data/2024-*/x.jsonl` -> `data`."""
+    parts = path.split("/")
+    named = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
+    return "/".join(parts[:named]) or "."
 
 
 def _explain(

@@ -1,346 +1,320 @@
-"""The data stage: sources -> checked, split, rendered, tokenized, packed shards, on Ray Data.
+"""The data stage: sources -> checked, cleaned, split, tokenized, packed shards, on Ray Data.
 
-Two steps. A map reads each chunk of a source and turns every row into a document or a rejection;
-a group-by on a hash of the content then packs each bucket. Buckets, splits and packing depend on
-the content alone, so the shards are the same bytes whatever the parallelism.
+Two passes (convert.py, collect.py) with files of the work folder between them, so that memory does
+not grow with the data. Which rows are used, their split and their packing depend on the content
+alone: the shards are the same bytes whatever the parallelism or the order of the rows.
 
-    train/shard-000.parquet      packed rows (see shards.py)
-    eval/shard-000.parquet       the same, for evaluation loss
-    examples/examples-000.parquet  the evaluation conversations themselves, as JSON
-    tokenizer/                   the tokenizer and template used
-    quarantine/*.parquet         rejected rows: source, file, line, reason, row
+    train/shard-00000.parquet        packed rows (see shards.py)
+    eval/shard-00000.parquet         the same, for evaluation loss
+    examples/examples-00000.parquet  the evaluation examples themselves, as JSON
+    tokenizer/                       the tokenizer and template used
+    quarantine/*.parquet             rejected rows: source, file, line, reason, row
+    report.json                      where every row went, and the figures of the set
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from tunewright.artifacts import Artifact, Plan, Store, clear_dir, code_hash
+from tunewright.artifacts import Artifact, Plan, Store, clear_dir, code_hash, write_json
 from tunewright.config import BuiltinSource, DataConfig, FileSource
-from tunewright.data.conversations import format_of
-from tunewright.data.funnel import check_rules, data_facts
-from tunewright.data.pack import pack_best_fit
-from tunewright.data.privacy import redact
-from tunewright.data.records import content_key, to_messages, to_text
-from tunewright.data.shards import Document, write_shard
-from tunewright.data.sources import (
-    Chunk,
-    RawRow,
-    read_chunk,
-    source_chunks,
-    source_identity,
-    write_builtin,
-)
+from tunewright.data.accounts import check_adds_up
+from tunewright.data.collect import Collect, Near, count_bucket, find_near_duplicates, write_bucket
+from tunewright.data.contamination import Contamination, build
+from tunewright.data.conversations import format_of, read_texts
+from tunewright.data.convert import SourceView, Step, chunk_from_json, chunk_to_json, convert_chunk
+from tunewright.data.encryption import Cipher
+from tunewright.data.figures import Figures
+from tunewright.data.funnel import check_rules, data_facts, data_report
+from tunewright.data.mixing import choose, merge_census, needs_census
+from tunewright.data.privacy import Redactor
+from tunewright.data.rows import Chunk, Task
+from tunewright.data.sources import source_chunks, source_identity, write_builtin
+from tunewright.data.sources.fetch import fetch_source
+from tunewright.data.sources.snapshot import SnapshotSource
 from tunewright.errors import DataError
 from tunewright.models.base import model_folder
-from tunewright.models.chat import ChatRenderer
 from tunewright.models.load import load_renderer, save_tokenizer
+from tunewright.models.templates import resolve_template
 
 log = logging.getLogger(__name__)
 
-ROWS_PER_BUCKET = 50_000
-SCHEMA = pa.schema(
-    [
-        ("bucket", pa.string()),
-        ("key", pa.string()),
-        ("source", pa.int32()),
-        ("file", pa.string()),
-        ("line", pa.int64()),
-        ("reason", pa.string()),
-        ("ids", pa.binary()),
-        ("mask", pa.binary()),
-        ("payload", pa.string()),
-        ("findings", pa.string()),
-    ]
+ROWS_PER_BUCKET = 25_000
+BYTES_PER_ROW = 512  # a guess, from which the number of buckets follows: rows are not counted beforehand
+TASK_OF_FORMAT: dict[str, Task] = {
+    "messages": "conversation",
+    "sharegpt": "conversation",
+    "prompt_completion": "conversation",
+    "alpaca": "conversation",
+    "text": "text",
+    "preference": "preference",
+    "kto": "kto",
+    "classification": "classification",
+    "tags": "tags",
+}
+RENDERING = tuple(
+    f"models/{name}" for name in ("chat load messages online probes sandbox segments templates turns".split())
 )
+"""The modules that decide what tokens a conversation becomes."""
+KTO_LABELS = ("undesirable", "desirable")
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a worker needs to turn chunks into documents."""
+class Inputs:
+    """The sources as files: what databases, APIs and the hub gave has become an artifact.
 
-    config: DataConfig
-    formats: tuple[str, ...]
-    sources: tuple[FileSource, ...]
-    tokenizer: str
-    buckets: int
+    Attributes:
+        sources: one for each of `config.sources`, in order.
+        parents: role -> artifact of what was fetched.
+    """
+
+    sources: tuple[FileSource | BuiltinSource | SnapshotSource, ...]
+    parents: dict[str, str]
 
 
-def prepare_plan(config: DataConfig, base: Artifact) -> Plan:
+def gather(store: Store, config: DataConfig) -> Inputs:
+    """Fetch what is not a file. The same rows give the same artifact, so an unchanged table is no new data.
+
+    Raises:
+        DataError: a database, an API or the hub does not give the rows; names the source.
+    """
+    sources: list[FileSource | BuiltinSource | SnapshotSource] = []
+    parents = {}
+    cipher = _cipher(config)
+    for index, source in enumerate(config.sources):
+        if isinstance(source, FileSource | BuiltinSource):
+            sources.append(source)
+        else:
+            artifact, snapshot = fetch_source(store, index, source, cipher)
+            sources.append(snapshot)
+            parents[f"rows_{index}"] = artifact.ref
+    return Inputs(tuple(sources), parents)
+
+
+def prepare_plan(config: DataConfig, base: Artifact, inputs: Inputs | None = None) -> Plan:
     """The identity of the data set: content of the sources, settings, tokenizer and code.
 
+    Args:
+        inputs: of `gather`; may be left out where all sources are files.
     Raises:
         DataError: a source is missing, empty or not what it claims.
     """
-    settings = config.model_dump(mode="json", exclude={"sources", "chat_template"})
-    settings["sources"] = [source_identity(source) for source in config.sources]
-    settings["chat_template"] = _template(config)
-    code = code_hash("data", "models/chat", "models/load")
-    return Plan("data", {"base": base.ref}, settings, code)
+    inputs = inputs or _files_only(config)
+    settings = config.model_dump(mode="json", exclude={"sources", "chat_template", "contamination"})
+    settings["sources"] = [
+        source.settings() if isinstance(source, SnapshotSource) else source_identity(source)
+        for source in inputs.sources
+    ]
+    settings["chat_template"] = resolve_template(config.chat_template)
+    if config.contamination:
+        against = [source_identity(source) for source in config.contamination.against]
+        settings["contamination"] = {**config.contamination.model_dump(mode="json"), "against": against}
+    code = code_hash("data", *RENDERING)
+    return Plan("data", {"base": base.ref, **inputs.parents}, settings, code)
 
 
-def prepare(store: Store, config: DataConfig, base: Artifact, plan: Plan) -> Artifact:
+def prepare(
+    store: Store,
+    config: DataConfig,
+    base: Artifact,
+    plan: Plan,
+    inputs: Inputs | None = None,
+    tell: Tell | None = None,
+) -> Artifact:
     """Make the data set of `plan`. Needs a connected Ray.
 
     Raises:
-        DataError: a source has too many bad rows, or nothing is left to train on.
+        DataError: a rule refuses the set, or nothing is left to train on.
     """
     started = time.monotonic()
+    inputs = inputs or _files_only(config)
+    cipher = _cipher(config)
+    _check_context(config, base)
+    Redactor(config.privacy)  # a missing Presidio shows here, once, and not in every worker
+    work = clear_dir(store.work_dir(plan))
+    for name in ("train", "eval", "examples", "quarantine", "tokenizer", "generated", "spill"):
+        (work / name).mkdir()
+    renderer = load_renderer(model_folder(base), resolve_template(config.chat_template))
+    save_tokenizer(renderer, work / "tokenizer")
+    sources = [
+        write_builtin(s, work / "generated") if isinstance(s, BuiltinSource) else s for s in inputs.sources
+    ]
+    formats, reasons = zip(
+        *(format_of(index, source, cipher) for index, source in enumerate(sources)), strict=True
+    )
+    chunks = _chunks(sources)
+    size = sum(chunk.size for chunk in chunks)
+    step = Step(
+        config=config,
+        task=_task(config, formats),
+        sources=_views(config, sources, formats),
+        tokenizer=str(work / "tokenizer"),
+        buckets=1 + size // (ROWS_PER_BUCKET * BYTES_PER_ROW),
+        out=str(work),
+        contamination=_contamination(config, work / "generated"),
+        cipher=cipher,
+    )
+    figures, splits, extra = _run(step, chunks, tell or (lambda text: None))
+    shutil.rmtree(work / "spill")
+    shutil.rmtree(work / "generated")
+    report = data_report(config, step.task, formats, reasons, figures, splits, extra)
+    facts = data_facts(report)
+    check_adds_up(report)
+    write_json(work / "report.json", report)
+    if extra["labels"]:
+        write_json(work / "labels.json", extra["labels"])
+    check_rules(config, report, work)
+    return store.publish(plan, work, facts, time.monotonic() - started)
+
+
+def _run(step: Step, chunks: Sequence[Chunk], tell: Tell) -> tuple[Figures, dict[str, Any], dict[str, Any]]:
+    """Both passes over the cluster: figures, facts of each split, label names and shares asked for."""
+    figures = Figures()
+    labels: dict[int, tuple[str, ...]] = {}
+    begun = time.monotonic()
+    rows = 0
+    tasks = [chunk_to_json(chunk) for chunk in chunks]
+    for done, result in enumerate(_on_cluster(partial(_convert, step=step), tasks), start=1):
+        if "failed" in result:
+            raise DataError(result["failed"])
+        part = Figures(result["figures"])
+        figures.merge(part)
+        labels[result["chunk"]] = KTO_LABELS if step.task == "kto" else tuple(result["labels"])
+        rows += part.total("read")
+        rate = rows / (time.monotonic() - begun)
+        tell(f"read {done} of {len(tasks)} chunks, {rows:,} rows, {rate:,.0f} rows/s")
+    config, buckets = step.config, [str(bucket) for bucket in range(step.buckets)]
+    near: Near = {}
+    if config.near_duplicates:
+        for result in _on_cluster(partial(_near, step=step, chunks=len(chunks)), ["all"]):
+            near = {key: (kept, similarity) for key, kept, similarity in result["near"]}
+    census = None
+    if needs_census(config):
+        counting = partial(_count, step=step, chunks=len(chunks), near=near)
+        census = merge_census([result["census"] for result in _on_cluster(counting, buckets)])
+    choice = choose(config, census)
+    names = tuple(sorted({name for known in labels.values() for name in known}))
+    names = KTO_LABELS if step.task == "kto" else names
+    work = Collect(step, len(chunks), choice, near, names, tuple(labels[i] for i in range(len(chunks))))
+    splits: dict[str, dict[str, int]] = {"train": {}, "eval": {}}
+    for done, result in enumerate(_on_cluster(partial(_write, work=work), buckets), start=1):
+        figures.merge(Figures(result["figures"]))
+        for split, facts in result["splits"].items():
+            for name, value in facts.items():
+                splits[split][name] = splits[split].get(name, 0) + value
+        tell(f"packed {done} of {len(buckets)} buckets")
+    return figures, splits, {"labels": list(names), "asked": dict(choice.asked)}
+
+
+def _on_cluster(work: Callable[[str], dict[str, Any]], items: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """`work` of each item, as tasks of Ray Data; results come as they are done, in any order.
+
+    A task whose worker died is run again by Ray Data; what it writes is written over.
+    """
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    results = (
+        ray.data.from_items([{"item": item} for item in items])
+        .repartition(len(items))
+        .map_batches(
+            _task_batch,  # type: ignore[arg-type]
+            fn_kwargs={"work": work},
+            batch_size=1,
+            batch_format="numpy",
+        )
+    )
+    for row in results.iter_rows():
+        yield json.loads(row["result"])
+
+
+def _task_batch(batch: dict[str, Any], work: Callable[[str], dict[str, Any]]) -> dict[str, list[str]]:
+    return {"result": [json.dumps(work(str(item))) for item in batch["item"]]}
+
+
+def _convert(item: str, step: Step) -> dict[str, Any]:
+    return convert_chunk(chunk_from_json(item), step)
+
+
+def _near(item: str, step: Step, chunks: int) -> dict[str, Any]:
+    return {item: None, "near": find_near_duplicates(step, chunks)}
+
+
+def _count(item: str, step: Step, chunks: int, near: Near) -> dict[str, Any]:
+    return {"census": count_bucket(int(item), step, chunks, near)}
+
+
+def _write(item: str, work: Collect) -> dict[str, Any]:
+    return write_bucket(int(item), work)
+
+
+def _files_only(config: DataConfig) -> Inputs:
+    sources = [s for s in config.sources if isinstance(s, FileSource | BuiltinSource)]
+    assert len(sources) == len(config.sources), "other sources are gathered first"
+    return Inputs(tuple(sources), {})
+
+
+def _views(
+    config: DataConfig, sources: Sequence[FileSource | SnapshotSource], formats: Sequence[str]
+) -> tuple[SourceView, ...]:
+    """What workers need of each source."""
+    samples = (None if isinstance(s, BuiltinSource) else s.sample.stratify for s in config.sources)
+    return tuple(
+        SourceView(form, source.columns, source.system, sampled_by)
+        for source, form, sampled_by in zip(sources, formats, samples, strict=True)
+    )
+
+
+def _chunks(sources: Sequence[FileSource | SnapshotSource]) -> list[Chunk]:
+    chunks: list[Chunk] = []
+    for index, source in enumerate(sources):
+        if isinstance(source, SnapshotSource):
+            chunks += source.chunks(index, len(chunks))
+        else:
+            chunks += source_chunks(index, source, len(chunks))
+    return chunks
+
+
+def _task(config: DataConfig, formats: Sequence[str]) -> Task:
+    tasks = {TASK_OF_FORMAT[form] for form in formats}
+    if len(tasks) > 1:
+        raise DataError(
+            f"the sources hold different things: {', '.join(sorted(set(formats)))}; one run trains on "
+            f"one kind, and of these the formats messages, sharegpt, prompt_completion and alpaca go together"
+        )
+    return tasks.pop()
+
+
+def _check_context(config: DataConfig, base: Artifact) -> None:
     context = base.facts.get("context")
     if context and config.pack.seq_len > context:
         raise DataError(
             f"data.pack.seq_len={config.pack.seq_len} is above the context of {context} tokens "
             f"that {base.facts.get('model', base.ref)} was made for"
         )
-    work = clear_dir(store.work_dir(plan))
-    for name in ("train", "eval", "examples", "quarantine", "tokenizer", "generated"):
-        (work / name).mkdir()
-    sources = tuple(
-        write_builtin(s, work / "generated") if isinstance(s, BuiltinSource) else s for s in config.sources
-    )
-    renderer = load_renderer(model_folder(base), _template(config))
-    save_tokenizer(renderer, work / "tokenizer")
-    formats, reasons = zip(*(format_of(index, source) for index, source in enumerate(sources)), strict=True)
-    chunks = [chunk for index, source in enumerate(sources) for chunk in source_chunks(index, source)]
-    size = sum(Path(c.path).stat().st_size if c.end < 0 else c.end - c.start for c in chunks)
-    buckets = 1 + size // (ROWS_PER_BUCKET * 512)  # from bytes: rows are not counted beforehand
-    step = Step(config, formats, sources, str(work / "tokenizer"), buckets)
-    summaries = _run(step, chunks, work)
-    for reason in (reason for summary in summaries for reason in summary.get("failed", ())):
-        raise DataError(reason)
-    facts = data_facts(config, sources, formats, reasons, summaries)
-    check_rules(config, facts, work)
-    return store.publish(plan, work, facts, time.monotonic() - started)
 
 
-def _run(step: Step, chunks: Sequence[Chunk], work: Path) -> list[dict[str, Any]]:
-    """Run both steps over the cluster; returns one summary a bucket."""
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    partitions = 2 * step.buckets + 1
-    grouped = (
-        ray.data.from_items([{"chunk": json.dumps(asdict(c))} for c in chunks])
-        .repartition(len(chunks))
-        .map_batches(
-            _chunk_to_documents,  # type: ignore[arg-type]
-            fn_kwargs={"step": step},
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=0.5,
-        )
-        .groupby("bucket", num_partitions=partitions)
-        .map_groups(
-            _write_bucket,  # type: ignore[arg-type]
-            batch_format="pyarrow",
-            fn_kwargs={
-                "seq_len": step.config.pack.seq_len,
-                "out": str(work),
-                "dedup": step.config.rules.drop_duplicates,
-            },
-            num_cpus=0.5,
-        )
-    )
-    rows = sorted(grouped.take_all(), key=lambda row: str(row["bucket"]))
-    return [json.loads(row["summary"]) for row in rows]
-
-
-def _chunk_to_documents(batch: pa.Table, step: Step) -> pa.Table:
-    """One chunk in, one row a record out: a tokenized document, or a rejection with its reason."""
-    rows: list[dict[str, Any]] = []
-    worker = _Documents(step, _renderer(step.tokenizer))
-    for text in batch.column("chunk").to_pylist():
-        chunk = Chunk(**json.loads(text))
-        try:
-            for raw in read_chunk(chunk):
-                rows += worker.of(chunk, raw)
-        except DataError as error:  # of the file as a whole; Ray Data would lose which error it was
-            failure = {"bucket": "failed", "key": "", "line": 0, "payload": ""}
-            rows.append(
-                {**failure, **_where(chunk), "reason": str(error), "ids": b"", "mask": b"", "findings": "{}"}
-            )
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def _where(chunk: Chunk) -> dict[str, Any]:
-    """What a row says of where it was found."""
-    return {"source": chunk.source, "file": Path(chunk.path).name}
-
-
-@cache
-def _renderer(tokenizer: str) -> ChatRenderer:
-    """Loaded once in each worker process, which runs many chunks."""
-    return load_renderer(Path(tokenizer))
-
-
-class _Documents:
-    """Raw rows -> documents, by the settings of one step."""
-
-    def __init__(self, step: Step, renderer: ChatRenderer):
-        self.step, self.renderer = step, renderer
-
-    def of(self, chunk: Chunk, raw: RawRow) -> Iterator[dict[str, Any]]:
-        row = {**_where(chunk), "line": raw.line, "reason": "", "payload": raw.text, "findings": "{}"}
-        try:
-            if raw.record is None:
-                raise DataError(raw.problem)
-            yield from self._documents(row, raw.record)
-        except DataError as error:
-            reason = str(error)
-            yield {**row, "bucket": "rejected", "key": "", "reason": reason, "ids": b"", "mask": b""}
-
-    def _documents(self, row: dict[str, Any], record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        step, form = self.step, self.step.formats[row["source"]]
-        source = step.sources[row["source"]]
-        findings: Counter[str] = Counter()
-        if form == "text":
-            text = self._clean(to_text(record, source.columns), findings)
-            documents, payload, key = self._text_documents(text), text, content_key(text)
-        else:
-            messages = to_messages(record, form, source.columns, source.system)
-            for message in messages:
-                message["content"] = self._clean(message["content"], findings)
-            rendered = self.renderer.conversation(messages)
-            documents = [(rendered.ids, rendered.loss_mask)]
-            payload = json.dumps({"messages": messages}, ensure_ascii=False)
-            key = content_key(messages)
-        limit = step.config.pack.seq_len
-        for number, (ids, mask) in enumerate(documents):
-            if len(ids) > limit:
-                raise DataError(f"{len(ids)} tokens do not fit a row of seq_len={limit}")
-            yield {
-                **row,
-                "bucket": self._bucket(key),
-                "key": f"{key}-{number:06d}",
-                "ids": np.asarray(ids, np.int32).tobytes(),
-                "mask": np.asarray(mask, np.int8).tobytes(),
-                "payload": payload if number == 0 else "",
-                "findings": json.dumps(findings if number == 0 else {}),
-            }
-
-    def _text_documents(self, text: str) -> list[tuple[list[int], list[int]]]:
-        """A text between its begin and end tokens, in pieces of at most seq_len; all carry loss."""
-        tokenizer = self.renderer.tokenizer
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        ids.append(int(tokenizer.eos_token_id))
-        if tokenizer.bos_token_id not in (None, tokenizer.eos_token_id):
-            ids.insert(0, int(tokenizer.bos_token_id))
-        size = self.step.config.pack.seq_len
-        return [(ids[at : at + size], [1] * len(ids[at : at + size])) for at in range(0, len(ids), size)]
-
-    def _clean(self, text: str, findings: Counter[str]) -> str:
-        privacy = self.step.config.privacy
-        if privacy.action == "keep":
-            return text
-        redacted, counts = redact(text, privacy.kinds)
-        if counts and privacy.action == "reject":
-            raise DataError(f"holds personal data: {', '.join(sorted(counts))}")
-        findings.update(counts)
-        return redacted
-
-    def _bucket(self, key: str) -> str:
-        """Split and bucket from the content's hash: stable under reordering and growth."""
-        share = int(key[:8], 16) / 2**32
-        split = "eval" if share < self.step.config.split.eval else "train"
-        return f"{split}-{int(key[8:16], 16) % self.step.buckets:03d}"
-
-
-def _write_bucket(group: pa.Table, seq_len: int, out: str, dedup: bool) -> pa.Table:
-    """Write all files of one bucket and describe them; the same group gives the same bytes."""
-    folder = Path(out)
-    order = [(name, "ascending") for name in ("key", "source", "file", "line")]
-    rows = group.sort_by(order).to_pylist()
-    bucket = rows[0]["bucket"]
-    summary: dict[str, Any] = {"bucket": bucket, "documents": 0, "rejected": {}, "kept": {}, "findings": {}}
-    kept, duplicates = _unique(rows) if dedup and "-" in bucket else (rows, [])
-    if bucket == "rejected":
-        _write_quarantine(folder / "quarantine" / "rejected.parquet", kept)
-        summary["rejected"] = _by_source(kept, "reason")
-        return _summary_table(bucket, summary)
-    if bucket == "failed":
-        summary["failed"] = [row["reason"] for row in rows]
-        return _summary_table(bucket, summary)
-    split, number = bucket.split("-")
-    documents = [Document(np.frombuffer(r["ids"], np.int32), np.frombuffer(r["mask"], np.int8)) for r in kept]
-    packed = pack_best_fit([len(d.ids) for d in documents], seq_len)
-    write_shard(folder / split / f"shard-{number}.parquet", documents, packed, seq_len)
-    if split == "eval":
-        examples = [r["payload"] for r in kept if r["payload"]]
-        pq.write_table(
-            pa.table({"conversation": examples}), folder / "examples" / f"examples-{number}.parquet"
-        )
-    _write_quarantine(folder / "quarantine" / f"duplicates-{bucket}.parquet", duplicates)
-    findings: Counter[str] = Counter()
-    for row in kept:
-        findings.update(json.loads(row["findings"]))
-    summary |= {
-        "rows": len(packed),
-        "documents": len(documents),
-        "tokens": sum(len(d.ids) for d in documents),
-        "supervised_tokens": int(sum(int(d.loss_mask.sum()) for d in documents)),
-        "kept": dict(Counter(str(r["source"]) for r in kept if r["payload"])),
-        "duplicates": dict(Counter(str(r["source"]) for r in duplicates if r["payload"])),
-        "findings": dict(findings),
-    }
-    return _summary_table(bucket, summary)
-
-
-def _unique(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The first row of each content, and the others; rows are sorted by content, source and line."""
-    kept: list[dict[str, Any]] = []
-    duplicates = []
-    for row in rows:
-        if kept and kept[-1]["key"] == row["key"]:
-            first = kept[-1]
-            reason = f"same content as source {first['source']}, {first['file']}:{first['line']}"
-            duplicates.append({**row, "reason": reason})
-        else:
-            kept.append(row)
-    return kept, duplicates
-
-
-def _write_quarantine(path: Path, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        rows = sorted(rows, key=lambda r: (r["source"], r["file"], r["line"]))
-        columns = {"source": "source", "file": "file", "line": "line", "reason": "reason", "row": "payload"}
-        pq.write_table(pa.table({name: [r[key] for r in rows] for name, key in columns.items()}), path)
-
-
-def _by_source(rows: list[dict[str, Any]], field: str) -> dict[str, dict[str, int]]:
-    out: dict[str, Counter[str]] = {}
-    for row in rows:
-        out.setdefault(str(row["source"]), Counter())[_general(row[field])] += 1
-    return {source: dict(counts) for source, counts in out.items()}
-
-
-def _general(reason: str) -> str:
-    """A reason without its figures, so that like reasons are counted together."""
-    words = ["N" if any(c.isdigit() for c in word) else word for word in reason.split()]
-    return " ".join(words)[:120]
-
-
-def _summary_table(bucket: str, summary: dict[str, Any]) -> pa.Table:
-    return pa.table({"bucket": [bucket], "summary": [json.dumps(summary)]})
-
-
-def _template(config: DataConfig) -> str | None:
-    if config.chat_template is None:
+def _contamination(config: DataConfig, folder: Path) -> Contamination | None:
+    if config.contamination is None:
         return None
-    try:
-        return Path(config.chat_template).read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"data.chat_template {config.chat_template}: {error.strerror}") from None
+    texts = {}
+    for source in config.contamination.against:
+        file = write_builtin(source, folder) if isinstance(source, BuiltinSource) else source
+        name = source.name if isinstance(source, BuiltinSource) else Path(file.path).name
+        texts[name] = read_texts(file)
+    return build(texts, config.contamination.ngram)
+
+
+def _cipher(config: DataConfig) -> Cipher | None:
+    return Cipher(config.encryption.key) if config.encryption else None

@@ -136,7 +136,7 @@ def answer_loss(
     """
     from tunewright.models.loss import supervised_loss
 
-    rows = [renderer.conversation(messages) for messages in conversations]
+    rows = [row for messages in conversations for row in renderer.render(messages, history="expand")]
     limit = context_tokens(model)
     fitting = [(row.ids, row.loss_mask) for row in rows if len(row.ids) <= limit]
     if len(fitting) < len(rows):

@@ -16,7 +16,7 @@ from tunewright.errors import ClusterError, ModelError, TrainError, TunewrightEr
 from tunewright.models.base import count_parameters, model_folder
 from tunewright.train.worker import WorkerSpec, read_metrics, train_worker
 
-STAGE_CODE = ("train", "models/load", "data/shards")
+STAGE_CODE = ("train", "models/load", "data/shards", "data/tables", "data/encryption")
 Progress = Callable[[dict[str, float]], None]
 PLACEMENT_ONLY = {
     "workers",
@@ -46,11 +46,14 @@ def train_plan(
 
 
 def _check_objective(config: TrainConfig, data: Artifact) -> None:
-    texts = {source["format"] == "text" for source in data.facts["funnel"]}
-    wanted = config.objective == "pretrain"
-    if texts != {wanted}:
-        rows, fitting = ("texts", "pretrain") if True in texts else ("conversations", "sft")
-        raise TrainError(f"train.objective is {config.objective}, but the rows are {rows}; say {fitting}")
+    task = data.facts["task"]
+    fitting = {"conversation": "sft", "text": "pretrain"}.get(task)
+    if fitting is None:
+        raise TrainError(
+            f"the rows are of the kind {task}, and no objective that trains on those is there yet"
+        )
+    if fitting != config.objective:
+        raise TrainError(f"train.objective is {config.objective}, but the rows are {task}s; say {fitting}")
 
 
 def identity(config: TrainConfig, base: Artifact, data: Artifact, seed: int) -> str:

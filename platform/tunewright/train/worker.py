@@ -69,7 +69,7 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
     """Train as the spec says, in a process that has a torch.distributed group already."""
     import torch
 
-    from tunewright.data.shards import PackedRows
+    from tunewright.data.dataset import open_rows
     from tunewright.models.load import load_model
     from tunewright.train.checkpoint import disk_errors
     from tunewright.train.engine import build_engine, prepare_process
@@ -112,7 +112,7 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
         start=Path(spec.start) if spec.start else None,
     )
     scorer = spec.make_scorer() if spec.make_scorer else None
-    train, evaluation = (PackedRows(Path(spec.data) / split) for split in ("train", "eval"))
+    train, evaluation = (open_rows(Path(spec.data), split) for split in ("train", "eval"))
     outcome = Loop(job, engine, train, evaluation, on_step, scorer).run()
     if spec.export and rank == 0:
         kind = "model" if config.method.type == "full" else "adapter"

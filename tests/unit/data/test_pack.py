@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunewright.data.pack import pack_best_fit
 from tunewright.errors import DataError
+
+SHARED = Path(__file__).parents[4] / "shared"
+GSM8K, GPT2 = SHARED / "data" / "gsm8k" / "train.jsonl", SHARED / "models" / "gpt2-tokenizer-hf"
+EFFICIENCY = 0.97
+"""Share of the tokens of packed rows that are not padding, at 1,024 tokens a row."""
 
 lengths_and_capacity = st.integers(1, 40).flatmap(
     lambda capacity: st.tuples(st.lists(st.integers(1, capacity), max_size=60), st.just(capacity))
@@ -55,8 +64,71 @@ def test_equal_lengths_keep_their_order() -> None:
     assert pack_best_fit([3, 3, 3, 3], 6) == [[0, 1], [2, 3]]
 
 
+@given(lengths_and_capacity)
+def test_the_rows_are_those_of_the_plain_algorithm(case: tuple[list[int], int]) -> None:
+    assert pack_best_fit(*case) == pack_plainly(*case)
+
+
+def pack_plainly(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing as the books have it: look at all rows; of equally full ones, the newest."""
+    rows: list[list[int]] = []
+    touched: list[int] = []  # when each row was last put into
+    for time, index in enumerate(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))):
+        free = [capacity - sum(lengths[i] for i in row) for row in rows]
+        fits = [r for r in range(len(rows)) if free[r] >= lengths[index]]
+        if fits:
+            row = min(fits, key=lambda r: (free[r], -touched[r]))
+        else:
+            row = len(rows)
+            rows.append([])
+            touched.append(0)
+        rows[row].append(index)
+        touched[row] = time
+    return rows
+
+
+def test_lengths_may_be_an_array() -> None:
+    rows = pack_best_fit(np.array([5, 2, 4, 1], np.int32), 6)
+    assert rows == [[0, 3], [2, 1]]
+    assert {type(index) for row in rows for index in row} == {int}
+
+
+def test_long_rows_are_packed_as_short_ones_are() -> None:
+    lengths = np.random.default_rng(0).integers(1, 500, 20_000)
+    rows = pack_best_fit(lengths, 32_768)
+    assert sorted(index for row in rows for index in row) == list(range(20_000))
+    assert lengths.sum() / (len(rows) * 32_768) > 0.99
+
+
+def test_generated_conversations_fill_their_rows() -> None:
+    # Questions and answers of school arithmetic are about this long.
+    lengths = np.random.default_rng(0).lognormal(4.95, 0.38, 7_473).clip(30, 1024).astype(int)
+    assert efficiency(lengths) >= EFFICIENCY
+
+
+@pytest.mark.skipif(
+    not (GSM8K.is_file() and GPT2.is_dir()), reason="needs GSM8K and GPT-2's tokenizer in ../shared"
+)
+def test_gsm8k_fills_its_rows() -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(GPT2 / "tokenizer.json"))
+    rows = [json.loads(line) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
+    texts = tokenizer.encode_batch([row["question"] + "\n" + row["answer"] for row in rows])
+    assert efficiency(np.array([len(text.ids) + 1 for text in texts])) >= EFFICIENCY
+
+
+def efficiency(lengths: np.ndarray) -> float:
+    return float(lengths.sum()) / (len(pack_best_fit(lengths, 1024)) * 1024)
+
+
 def test_no_documents_make_no_rows() -> None:
     assert pack_best_fit([], 8) == []
+
+
+def test_how_many_documents_are_refused_is_said() -> None:
+    with pytest.raises(DataError, match=r"sequence 1 has 9 tokens; a row holds 1\.\.8 \(2 such sequences\)"):
+        pack_best_fit([3, 9, 0], 8)
 
 
 @pytest.mark.parametrize("lengths", [[3, 9], [0], [-1, 2]], ids=str)

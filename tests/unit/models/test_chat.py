@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.errors import DataError, ModelError
-from tunewright.models.chat import PLAIN_TEMPLATE, ChatRenderer
+from tunewright.models.chat import ChatRenderer
 from tunewright.models.load import load_renderer, load_tokenizer, save_tokenizer
+from tunewright.models.templates import named_template
 from tunewright.models.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, TinyShape, write_newborn
 
 SHARED_MODELS = Path(__file__).resolve().parents[4] / "shared" / "models"
@@ -19,7 +20,7 @@ ENDLESS_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{%
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 """Ends no turn: the renderer itself has to."""
-TEMPLATES = {"tiny": CHAT_TEMPLATE, "plain": PLAIN_TEMPLATE, "endless": ENDLESS_TEMPLATE}
+TEMPLATES = {"tiny": CHAT_TEMPLATE, "plain": named_template("plain"), "endless": ENDLESS_TEMPLATE}
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
     lambda text: text.strip() and not any(token in text for token in SPECIAL_TOKENS)
@@ -138,7 +139,12 @@ def test_a_special_token_that_only_the_added_tokens_name_is_refused_too(folder: 
     [
         ([], "does not end with an assistant message"),
         ([{"role": "user", "content": "a"}], "does not end with an assistant message"),
-        ([{"role": "tool", "content": "a"}, *chat([("a", "b")])], "message 0 has role 'tool'"),
+        ([{"role": "function", "content": "a"}, *chat([("a", "b")])], "message 0 has role 'function'"),
+        (
+            [{"role": "tool", "content": "a"}, *chat([("a", "b")])],
+            "message 0 is a tool's answer, but no call",
+        ),
+        ([{"role": "assistant", "content": "a"}], "begins with the assistant: nothing was asked"),
         ([{"content": "a"}, *chat([("a", "b")])], "message 0 has role None"),
         ([{"role": "user"}, *chat([("a", "b")])], r"message 0 \(user\) has no text"),
         ([{"role": "user", "content": [{"type": "text"}]}, *chat([("a", "b")])], r"message 0 \(user\)"),
@@ -161,27 +167,46 @@ def test_there_is_nothing_to_answer_after_the_assistant(renderers: dict[str, Cha
 
 
 @pytest.mark.parametrize(
-    "template",
+    ("template", "reason"),
     [
-        "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
-        "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}",
+        (
+            "{% for m in messages if m.role == 'user' or m == messages[-1] %}{{ m.content }}{% endfor %}",
+            "rewrites earlier turns when later ones follow",
+        ),
+        (
+            "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}",
+            "does not go on, when it writes an answer, from the words with which it asks for one",
+        ),
     ],
     ids=["forgets earlier answers", "counts the messages"],
 )
-def test_a_template_that_rewrites_earlier_turns_is_refused(folder: Path, template: str) -> None:
+def test_a_template_that_rewrites_earlier_turns_is_refused(folder: Path, template: str, reason: str) -> None:
     renderer = load_renderer(folder, template)
-    with pytest.raises(DataError, match="rewrites earlier turns when later ones follow"):
+    with pytest.raises(DataError, match=reason):
         renderer.conversation(chat([("a", "b"), ("c", "d")]))
 
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ raise_exception('no') }}", "{% for m in messages %}", "{{ messages[9].content }}", "{{ 1 + 'a' }}"],
-    ids=["raises", "not closed", "undefined", "type"],
+    ["{{ raise_exception('no') }}", "{{ messages[9].content }}", "{{ 1 + 'a' }}", "{{ range(10 ** 9) }}"],
+    ids=["raises", "undefined", "type", "too much"],
 )
 def test_a_template_that_fails_refuses_the_row_with_its_reason(folder: Path, template: str) -> None:
     with pytest.raises(DataError, match="the chat template refuses the conversation: "):
         load_renderer(folder, template).conversation(chat([("a", "b")]))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}", "Unexpected end of template"),
+        ("{{ messages | random }}", "No filter named 'random'"),
+        ("{{ messages[0]..content }}", "expected"),
+    ],
+)
+def test_what_is_no_template_is_refused_before_any_row(folder: Path, template: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=f"the chat template cannot be compiled: .*{reason}"):
+        load_renderer(folder, template)
 
 
 def test_a_tokenizer_without_an_end_could_never_be_taught_to_stop(folder: Path) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from doubles import tiny_llama
 from tunewright.data.pack import pack_best_fit
-from tunewright.data.shards import Document, PackedRows, write_shard
+from tunewright.data.rows import Document
+from tunewright.data.shards import PackedRows, write_shard
 from tunewright.train.objectives import loss_sum, make_batch, supervised_mask
 
 VOCABULARY, SEQ_LEN = 64, 48

@@ -1,0 +1,1 @@
+"""The shapes in which rows come, and how each is read."""
