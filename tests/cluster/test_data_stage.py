@@ -207,7 +207,7 @@ def test_rows_that_are_too_long_are_dropped_whole_or_stop_the_run(desk: Desk, ov
     rejected = quarantined(made.path, "rejected")
     long = [row for row in rejected if row["reason"].endswith(f"tokens do not fit a row of seq_len={limit}")]
     assert len({row["row"] for row in long}) == len(whole) - len(kept) > 0
-    assert made.facts["funnel"][0]["reasons"]["N tokens do not fit a row of N"] == len(long)
+    assert made.facts["funnel"][0]["reasons"]["N tokens do not fit a row of seq_len=N"] == len(long)
 
 
 def test_rows_longer_than_the_models_context_are_refused_before_any_work(desk: Desk) -> None:

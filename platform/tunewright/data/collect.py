@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tunewright.data.convert import QUARANTINE, Step, groups_of
+from tunewright.data.convert import QUARANTINE, Part, Step, groups_of
 from tunewright.data.figures import CLUSTERS_KEPT, TEXT_CHARS, Figures
 from tunewright.data.mixing import Choice
 from tunewright.data.near import near_groups
@@ -46,7 +46,7 @@ class Collect:
     """What a worker needs to write a bucket."""
 
     step: Step
-    chunks: int
+    parts: tuple[Part, ...]
     choice: Choice
     near: Near
     label_names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Collect:
     """Label names as each chunk numbered them."""
 
 
-def find_near_duplicates(step: Step, chunks: int) -> list[tuple[str, str, float]]:
+def find_near_duplicates(step: Step, parts: Sequence[Part]) -> list[tuple[str, str, float]]:
     """(key, key of the row that is kept, similarity) of each row to leave out.
 
     The one part that holds something of every row at once: its signature, 4 bytes a permutation.
@@ -64,7 +64,7 @@ def find_near_duplicates(step: Step, chunks: int) -> list[tuple[str, str, float]
     keys: list[str] = []
     signatures = bytearray()
     for bucket in range(step.buckets):
-        for table in groups_of(chunks, step.out, bucket, step.cipher, ("key", "signature")):
+        for table in groups_of(parts, step, bucket, ("key", "signature")):
             keys += table.column("key").to_pylist()
             for value in table.column("signature").to_pylist():
                 signatures += value
@@ -76,12 +76,12 @@ def find_near_duplicates(step: Step, chunks: int) -> list[tuple[str, str, float]
     return [(key, group.kept, round(s, 3)) for group in groups for key, s in group.dropped.items()]
 
 
-def count_bucket(bucket: int, step: Step, chunks: int, near: Near) -> str:
+def count_bucket(bucket: int, step: Step, parts: Sequence[Part], near: Near) -> str:
     """What mixing must know of a bucket, as JSON for `merge_census`."""
     rows: Counter[tuple[int, str | None]] = Counter()
     strata: dict[str, tuple[int, str]] = {}
     columns = ("key", *PLACE, "stratum", "sampled")
-    table = _bucket_table(bucket, step, chunks, columns).sort_by(ORDER)
+    table = _bucket_table(bucket, step, parts, columns).sort_by(ORDER)
     keys = table.column("key").to_pylist()
     values = zip(*(table.column(c).to_pylist() for c in ("source", "sampled", "stratum")), strict=True)
     last = None
@@ -104,7 +104,7 @@ def count_bucket(bucket: int, step: Step, chunks: int, near: Near) -> str:
 def write_bucket(bucket: int, work: Collect) -> dict[str, Any]:
     """Write all files of a bucket; returns its figures."""
     figures = Figures()
-    table = _bucket_table(bucket, work.step, work.chunks, None, work.chunk_labels, work.label_names)
+    table = _bucket_table(bucket, work.step, work.parts, None, work.chunk_labels, work.label_names)
     table = table.sort_by(ORDER)
     unique = _unique(table, work, figures)
     table = table.take(pa.array(unique))
@@ -124,14 +124,14 @@ def write_bucket(bucket: int, work: Collect) -> dict[str, Any]:
 def _bucket_table(
     bucket: int,
     step: Step,
-    chunks: int,
+    parts: Sequence[Part],
     columns: Sequence[str] | None,
     chunk_labels: Sequence[Sequence[str]] = (),
     label_names: Sequence[str] = (),
 ) -> pa.Table:
     number = {name: index for index, name in enumerate(label_names)}
     tables = []
-    for chunk, table in enumerate(groups_of(chunks, step.out, bucket, step.cipher, columns)):
+    for (chunk, _), table in zip(parts, groups_of(parts, step, bucket, columns), strict=True):
         if label_names and table.num_rows:
             new = np.array([number[name] for name in chunk_labels[chunk]], np.int32)
             table = _renumbered(table, new)

@@ -50,13 +50,14 @@ from tunewright.data.records import (
     to_example,
 )
 from tunewright.data.rows import Chunk, Encoded, Example, RawRow, Task
-from tunewright.data.tables import read_group, write_groups, write_table
 from tunewright.data.sources import read_chunk
+from tunewright.data.tables import read_group, write_groups, write_table
 from tunewright.errors import DataError
 from tunewright.models.chat import ChatRenderer
 from tunewright.models.load import load_renderer
 
 ROWS_AT_ONCE = 512
+PART_BYTES = 32 << 20
 MASKED_CHARS = 1 << 16  # far more than is shown, so that a cut hides no half of a secret from the masking
 SCHEMA = pa.schema(
     [
@@ -113,10 +114,12 @@ class Step:
 
 @dataclass
 class _Spill:
-    """The columns of a spill file while it is made."""
+    """What is converted and not yet written."""
 
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     rejected: list[tuple[Any, ...]] = field(default_factory=list)
+    size: int = 0
+    """Bytes held, about."""
 
 
 @dataclass
@@ -130,8 +133,12 @@ class _Row:
     sampled: str | None
 
 
-def spill_path(folder: str | Path, chunk: int) -> Path:
-    return Path(folder) / "spill" / f"chunk-{chunk:06d}.parquet"
+Part = tuple[int, int]
+"""A spill file: number of the chunk, and of the part of what it became."""
+
+
+def spill_path(folder: str | Path, part: Part) -> Path:
+    return Path(folder) / "spill" / f"chunk-{part[0]:06d}-{part[1]:04d}.parquet"
 
 
 def convert_chunk(chunk: Chunk, step: Step) -> dict[str, Any]:
@@ -141,12 +148,10 @@ def convert_chunk(chunk: Chunk, step: Step) -> dict[str, Any]:
     """
     begun = time.monotonic()
     figures = Figures()
-    spill = _Spill()
-    worker = _Converter(chunk, step, figures, spill)
+    worker = _Converter(chunk, step, figures)
     gc.disable()  # thousands of rows and no cycles among them: looking for some costs 8 % of the time
     try:
         worker.run()
-        worker.write()
     except DataError as error:
         return {"chunk": chunk.number, "failed": str(error), "figures": figures.as_dict(), "labels": []}
     finally:
@@ -155,6 +160,7 @@ def convert_chunk(chunk: Chunk, step: Step) -> dict[str, Any]:
         "chunk": chunk.number,
         "figures": figures.as_dict(),
         "labels": worker.encoder.label_names,
+        "parts": worker.parts,
         "seconds": time.monotonic() - begun,
     }
 
@@ -168,8 +174,9 @@ def _renderer(tokenizer: str) -> ChatRenderer:
 class _Converter:
     """Raw rows of one chunk -> spill rows and rejections."""
 
-    def __init__(self, chunk: Chunk, step: Step, figures: Figures, spill: _Spill):
-        self.chunk, self.step, self.figures, self.spill = chunk, step, figures, spill
+    def __init__(self, chunk: Chunk, step: Step, figures: Figures):
+        self.chunk, self.step, self.figures = chunk, step, figures
+        self.spill, self.parts = _Spill(), 0
         self.view = step.sources[chunk.source]
         self.encoder = Encoder(_renderer(step.tokenizer), step.config, step.task)
         self.redactor = Redactor(step.config.privacy)
@@ -180,11 +187,14 @@ class _Converter:
         rows = iter(read_chunk(self.chunk, decryption))
         while batch := list(islice(rows, ROWS_AT_ONCE)):
             self._convert(batch)
+            if self.spill.size > PART_BYTES:  # a file that cannot be divided may be of any size
+                self._write()
+        self._write()
         self.figures.add("scripts", self.scripts)
 
-    def write(self) -> None:
-        """Write what was converted, each file by one rename."""
-        step = self.step
+    def _write(self) -> None:
+        """Write what was converted since the last time, each file by one rename."""
+        step, part = self.step, (self.chunk.number, self.parts)
         table = _table(self.spill.rows, SCHEMA)
         keys = [row[0] for row in self.spill.rows]
         buckets = np.fromiter((int(key[8:16], 16) % step.buckets for key in keys), np.int64, len(keys))
@@ -192,10 +202,11 @@ class _Converter:
         counts = np.bincount(buckets, minlength=step.buckets)
         starts = np.concatenate([[0], np.cumsum(counts)])
         groups = (table.slice(starts[b], counts[b]) for b in range(step.buckets))
-        write_groups(spill_path(step.out, self.chunk.number), groups, SCHEMA, step.cipher)
+        write_groups(spill_path(step.out, part), groups, SCHEMA, step.cipher)
         if self.spill.rejected:
-            path = Path(step.out) / "quarantine" / f"rejected-{self.chunk.number:06d}.parquet"
+            path = Path(step.out) / "quarantine" / f"rejected-{part[0]:06d}-{part[1]:04d}.parquet"
             write_table(path, _table(self.spill.rejected, QUARANTINE), step.cipher)
+        self.spill, self.parts = _Spill(), self.parts + 1
 
     def _convert(self, batch: Sequence[RawRow]) -> None:
         rows, kept = [], 0
@@ -265,6 +276,7 @@ class _Converter:
         )
         if encoded.notes:
             self.figures.add("notes", dict.fromkeys(encoded.notes, 1))
+        self.spill.size += 6 * sum(len(d.ids) for d in documents) + len(text)
         self.scripts[dominant_script(text)] += 1
         return True
 
@@ -282,6 +294,7 @@ class _Converter:
 
     def _reject(self, raw: RawRow, stage: str, reason: str) -> None:
         self.spill.rejected.append((self.chunk.source, raw.file, raw.line, reason, raw.text))
+        self.spill.size += len(raw.text)
         shows = self.figures.shows(self.chunk.source, stage, reason) and not self.step.cipher
         text = self.redactor.masked(raw.text[:MASKED_CHARS]) if shows else ""
         self.figures.lose(self.chunk.source, stage, reason, raw.file, raw.line, text)
@@ -335,8 +348,8 @@ def chunk_from_json(text: str) -> Chunk:
 
 
 def groups_of(
-    chunks: int, out: str | Path, bucket: int, cipher: Cipher | None, columns: Sequence[str] | None = None
+    parts: Sequence[Part], step: Step, bucket: int, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """The rows of one bucket, chunk by chunk."""
-    for chunk in range(chunks):
-        yield read_group(spill_path(out, chunk), bucket, columns, cipher)
+    """The rows of one bucket, spill file by spill file."""
+    for part in parts:
+        yield read_group(spill_path(step.out, part), bucket, columns, step.cipher)

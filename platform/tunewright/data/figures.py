@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ REASONS_KEPT = 200
 """Reasons told apart in a source; the rest are counted as `other reasons`."""
 CLUSTERS_KEPT = 20
 TEXT_CHARS = 300
+NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
 
 
 class Figures:
@@ -100,5 +102,4 @@ class Figures:
 
 def general(reason: str) -> str:
     """A reason without its figures, so that like reasons are counted together."""
-    words = ["N" if any(c.isdigit() for c in word) else word for word in reason.split()]
-    return " ".join(words)[:160]
+    return " ".join(NUMBER.sub("N", reason).split())[:160]

@@ -156,7 +156,7 @@ def _stages(figures: Figures, index: int) -> dict[str, Any]:
     # Counted apart, where rows are written: a row that went missing without a reason shows here.
     for stage in ("clean", "unique", "kept"):
         assert out[stage] == counts.get(stage, 0), f"source {index}: {stage} {out[stage]} != {counts}"
-    out["drawn"] = counts.get("drawn", 0) + counts.get("eval", 0)
+    out["drawn"] = counts.get("drawn", 0)  # training rows of an epoch, repeated ones counted each time
     return out
 
 

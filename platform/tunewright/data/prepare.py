@@ -30,7 +30,7 @@ from tunewright.data.accounts import check_adds_up
 from tunewright.data.collect import Collect, Near, count_bucket, find_near_duplicates, write_bucket
 from tunewright.data.contamination import Contamination, build
 from tunewright.data.conversations import format_of, read_texts
-from tunewright.data.convert import SourceView, Step, chunk_from_json, chunk_to_json, convert_chunk
+from tunewright.data.convert import Part, SourceView, Step, chunk_from_json, chunk_to_json, convert_chunk
 from tunewright.data.encryption import Cipher
 from tunewright.data.figures import Figures
 from tunewright.data.funnel import check_rules, data_facts, data_report
@@ -60,8 +60,16 @@ TASK_OF_FORMAT: dict[str, Task] = {
     "classification": "classification",
     "tags": "tags",
 }
-RENDERING = tuple(
-    f"models/{name}" for name in ("chat load messages online probes sandbox segments templates turns".split())
+RENDERING = (
+    "models/chat",
+    "models/load",
+    "models/messages",
+    "models/online",
+    "models/probes",
+    "models/sandbox",
+    "models/segments",
+    "models/templates",
+    "models/turns",
 )
 """The modules that decide what tokens a conversation becomes."""
 KTO_LABELS = ("undesirable", "desirable")
@@ -152,7 +160,7 @@ def prepare(
         *(format_of(index, source, cipher) for index, source in enumerate(sources)), strict=True
     )
     chunks = _chunks(sources)
-    size = sum(chunk.size for chunk in chunks)
+    size = sum(chunk.size * _unpacked(chunk) for chunk in chunks)
     step = Step(
         config=config,
         task=_task(config, formats),
@@ -180,6 +188,7 @@ def _run(step: Step, chunks: Sequence[Chunk], tell: Tell) -> tuple[Figures, dict
     """Both passes over the cluster: figures, facts of each split, label names and shares asked for."""
     figures = Figures()
     labels: dict[int, tuple[str, ...]] = {}
+    parts: list[Part] = []
     begun = time.monotonic()
     rows = 0
     tasks = [chunk_to_json(chunk) for chunk in chunks]
@@ -189,22 +198,24 @@ def _run(step: Step, chunks: Sequence[Chunk], tell: Tell) -> tuple[Figures, dict
         part = Figures(result["figures"])
         figures.merge(part)
         labels[result["chunk"]] = KTO_LABELS if step.task == "kto" else tuple(result["labels"])
+        parts += [(result["chunk"], number) for number in range(result["parts"])]
         rows += part.total("read")
         rate = rows / (time.monotonic() - begun)
         tell(f"read {done} of {len(tasks)} chunks, {rows:,} rows, {rate:,.0f} rows/s")
+    parts.sort()
     config, buckets = step.config, [str(bucket) for bucket in range(step.buckets)]
     near: Near = {}
     if config.near_duplicates:
-        for result in _on_cluster(partial(_near, step=step, chunks=len(chunks)), ["all"]):
+        for result in _on_cluster(partial(_near, step=step, parts=parts), ["all"]):
             near = {key: (kept, similarity) for key, kept, similarity in result["near"]}
     census = None
     if needs_census(config):
-        counting = partial(_count, step=step, chunks=len(chunks), near=near)
+        counting = partial(_count, step=step, parts=parts, near=near)
         census = merge_census([result["census"] for result in _on_cluster(counting, buckets)])
     choice = choose(config, census)
     names = tuple(sorted({name for known in labels.values() for name in known}))
     names = KTO_LABELS if step.task == "kto" else names
-    work = Collect(step, len(chunks), choice, near, names, tuple(labels[i] for i in range(len(chunks))))
+    work = Collect(step, tuple(parts), choice, near, names, tuple(labels[i] for i in range(len(chunks))))
     splits: dict[str, dict[str, int]] = {"train": {}, "eval": {}}
     for done, result in enumerate(_on_cluster(partial(_write, work=work), buckets), start=1):
         figures.merge(Figures(result["figures"]))
@@ -247,12 +258,12 @@ def _convert(item: str, step: Step) -> dict[str, Any]:
     return convert_chunk(chunk_from_json(item), step)
 
 
-def _near(item: str, step: Step, chunks: int) -> dict[str, Any]:
-    return {item: None, "near": find_near_duplicates(step, chunks)}
+def _near(item: str, step: Step, parts: Sequence[Part]) -> dict[str, Any]:
+    return {item: None, "near": find_near_duplicates(step, parts)}
 
 
-def _count(item: str, step: Step, chunks: int, near: Near) -> dict[str, Any]:
-    return {"census": count_bucket(int(item), step, chunks, near)}
+def _count(item: str, step: Step, parts: Sequence[Part], near: Near) -> dict[str, Any]:
+    return {"census": count_bucket(int(item), step, parts, near)}
 
 
 def _write(item: str, work: Collect) -> dict[str, Any]:
@@ -284,6 +295,12 @@ def _chunks(sources: Sequence[FileSource | SnapshotSource]) -> list[Chunk]:
         else:
             chunks += source_chunks(index, source, len(chunks))
     return chunks
+
+
+def _unpacked(chunk: Chunk) -> int:
+    """How many times larger a chunk's rows are than its bytes on disk, about."""
+    dense = chunk.type in ("parquet", "rows") or chunk.pieces[0].path.endswith((".gz", ".zst"))
+    return 4 if dense else 1
 
 
 def _task(config: DataConfig, formats: Sequence[str]) -> Task:

@@ -15,7 +15,10 @@ NO_LABEL = -100
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes start..end of a file, or all of it where end is -1; its first line is `first_line`."""
+    """A part of a file, or all of it where end is -1; its first row stands on line `first_line`.
+
+    `start` and `end` count bytes of JSON lines, row groups of Parquet and record batches of Arrow.
+    """
 
     path: str
     start: int = 0
@@ -35,6 +38,8 @@ class Chunk:
     max_rows: int | None = None
     size: int = 0
     """Bytes on disk."""
+    root: str = ""
+    """What is left out of the names of its files: the folder that all files of the source share."""
 
 
 @dataclass(frozen=True)

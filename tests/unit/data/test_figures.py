@@ -41,7 +41,7 @@ def test_parts_add_up_to_the_whole_in_any_order(events: list[Any], cut: int) -> 
 
 
 def test_reasons_that_differ_in_a_figure_are_counted_together() -> None:
-    assert general("4096 tokens do not fit a row of seq_len=1024") == "N tokens do not fit a row of N"
+    assert general("4096 tokens do not fit a row of seq_len=1024") == "N tokens do not fit a row of seq_len=N"
 
 
 def test_of_each_reason_the_first_rows_are_shown_and_of_very_many_reasons_the_rest_are_others() -> None:
@@ -95,7 +95,7 @@ def config(**changes: Any) -> DataConfig:
 def test_every_row_of_the_funnel_is_accounted_for() -> None:
     (entry,) = report(config(), ten_rows())["funnel"]
     assert [entry[s] for s in ("read", "parsed", "valid", "clean", "unique", "kept")] == [10, 8, 7, 6, 5, 5]
-    assert entry["losses"]["valid"] == {"N tokens do not fit a row of N": 1}
+    assert entry["losses"]["valid"] == {"N tokens do not fit a row of seq_len=N": 1}
     (facts,) = data_facts(report(config(), ten_rows()))["funnel"]
     assert (facts["read"], facts["rejected"], facts["duplicates"], facts["kept"]) == (10, 4, 1, 5)
 
@@ -125,7 +125,7 @@ def test_a_refusal_names_every_figure_that_failed(tmp_path: Any) -> None:
     except ValueError as error:
         told = str(error)
     assert "rows.jsonl: 3 of 10 rows (30.0%) were rejected, above data.rules.max_bad_fraction=0.2" in told
-    assert "2 x not JSON: x; 1 x N tokens do not fit a row of N" in told
+    assert "2 x not JSON: x; 1 x N tokens do not fit a row of seq_len=N" in told
     assert "1 of 10 rows (10.0%) were duplicates, above data.rules.max_duplicate_fraction=0.05" in told
     assert "rows is 5, below data.rules.min_rows=6" in told
     assert "supervised fraction is 0.333333, below data.rules.min_supervised_fraction=0.5" in told

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from tunewright.config import FileSource
 from tunewright.data.rows import Chunk, Piece
@@ -16,7 +17,7 @@ from tunewright.data.sources.places import is_remote, open_file
 from tunewright.data.sources.streams import blocks, is_packed
 from tunewright.data.sources.tabular import open_arrow, open_parquet_file
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20
 CHUNK_FILES = 500
 
 
@@ -42,16 +43,24 @@ def source_chunks(index: int, source: FileSource, first_number: int = 0) -> list
         DataError: a file is missing, or not what the source says.
     """
     files = checked_files(source)
+    root = _shared_folder([file.path.partition("?")[0] for file in files])
     if source.max_rows is not None:
         # The first rows of them all can only be counted by one who reads in order, and stops.
         pieces = [_Sized(Piece(file.path), file.size) for file in files]
-        return [_chunk(index, first_number, source, pieces)]
+        return [_chunk(index, first_number, source, pieces, root)]
     divided = of_each(files, lambda file: _pieces(file, source.type))
     groups = _groups(piece for pieces in divided for piece in pieces)
-    return [_chunk(index, number, source, group) for number, group in enumerate(groups, start=first_number)]
+    return [_chunk(index, n, source, group, root) for n, group in enumerate(groups, start=first_number)]
 
 
-def _chunk(index: int, number: int, source: FileSource, pieces: list[_Sized]) -> Chunk:
+def _shared_folder(paths: list[str]) -> str:
+    """The folder that all paths share, with its slash: names without it still tell files apart."""
+    folders = [path.rpartition("/")[0].split("/") for path in (min(paths), max(paths))]
+    shared = [a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(*folders, strict=False))]
+    return "/".join(shared) + "/"
+
+
+def _chunk(index: int, number: int, source: FileSource, pieces: list[_Sized], root: str) -> Chunk:
     return Chunk(
         source=index,
         number=number,
@@ -59,6 +68,7 @@ def _chunk(index: int, number: int, source: FileSource, pieces: list[_Sized]) ->
         pieces=tuple(each.piece for each in pieces),
         max_rows=source.max_rows,
         size=sum(each.size for each in pieces),
+        root=root,
     )
 
 

@@ -36,7 +36,8 @@ NUL_SHARE = 8
 
 
 def check_claim(file: Found, kind: str) -> None:
-    """
+    """Return if the file is what its source says.
+
     Raises:
         DataError: the file is empty, is of another type, or is Parquet or Arrow with extension types.
         OSError: it cannot be read.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.config import HuggingFaceSource
-from tunewright.data.sources.extension_types import holds_extension_type
+from tunewright.data.sources.extensions import refuse_extension_types
 from tunewright.data.sources.snapshot import row_text
 from tunewright.errors import DataError
 
@@ -85,10 +85,9 @@ def _loaded(source: HuggingFaceSource, folder: Path | None, scratch: Path) -> An
 
 def _refuse_extension_types(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
-        if path.suffix in (".arrow", ".parquet") and path.is_file() and holds_extension_type(path):
-            raise DataError(
-                f"{path}: a column has an Arrow extension type, which is refused; store plain types"
-            )
+        if path.suffix in (".arrow", ".parquet") and path.is_file():
+            with path.open("rb") as file:
+                refuse_extension_types(str(path), file)
 
 
 def _undecoded(rows: Any) -> Any:

@@ -108,7 +108,8 @@ class _Reading:
                 raise DataError(f"{self.path}: row {self.row} is {parse.TOO_LARGE}, or its end is missing")
 
     def finish(self) -> None:
-        """
+        """Return if only blanks are left.
+
         Raises:
             DataError: the text goes on.
         """

@@ -29,6 +29,18 @@ _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _SETTINGS = re.compile(r"\?(?=[a-z_]+=)")  # `a?.jsonl` is a pattern, `a.jsonl?region=eu-west-1` is not
 
 
+_DENIED = re.compile(
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED_TOKEN|CREDENTIAL|HTTP status 40[13]|authentication"
+)
+_NETWORK = re.compile(
+    r"(Could not|Couldn't|Failed to) (connect|resolve)[^;}]*|NETWORK_CONNECTION[^;}]*|[Tt]imed out"
+)
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE,",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+}
+
+
 @dataclass(frozen=True)
 class Entry:
     """What a folder holds; `what` is `file`, `folder`, or the name of something else."""
@@ -64,22 +76,22 @@ def unreadable(path: str, error: OSError) -> DataError:
         return DataError(f"{path}: cannot be read: permission denied")
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: no such file or folder")
-    if re.search(
-        r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED_TOKEN|CREDENTIAL|HTTP status 40[13]", said
-    ):
+    if _DENIED.search(said):
+        scheme = path.partition("://")[0]
         return DataError(
-            f"{path}: access denied; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the "
-            f"environment of the job, or ask for the right to read"
+            f"{path}: access denied; set {_CREDENTIALS.get(scheme, _CREDENTIALS['s3'])} in the environment "
+            f"of the job, or ask for the right to read"
         )
-    if is_remote(path) and re.search(r"NETWORK_CONNECTION|curlCode|[Cc]onnect|UNAVAILABLE", said):
-        return DataError(f"{path}: the storage cannot be reached ({said[-200:]})")
+    network = _NETWORK.search(said) if is_remote(path) else None
+    if network:
+        return DataError(f"{path}: the storage cannot be reached: {network[0][:200]}")
     return DataError(f"{path}: cannot be read: {error.strerror or said[:300]}")
 
 
 def passing(error: OSError) -> bool:
     """Whether the same try may succeed a little later."""
     lasting = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-    return not isinstance(error, lasting) and "ACCESS_DENIED" not in str(error)
+    return not isinstance(error, lasting) and not _DENIED.search(str(error))
 
 
 def place_of(path: str) -> Place:

@@ -42,16 +42,17 @@ def read_chunk(chunk: Chunk, decryption: Any = None) -> Iterator[RawRow]:
         DataError: a file as a whole cannot be read.
     """
     read = partial(read_snapshot, decryption=decryption) if chunk.type == "rows" else READERS[chunk.type]
-    rows = chain.from_iterable(_rows(piece, read) for piece in chunk.pieces)
+    rows = chain.from_iterable(_rows(piece, read, chunk.root) for piece in chunk.pieces)
     return rows if chunk.max_rows is None else islice(rows, chunk.max_rows)
 
 
-def _rows(piece: Piece, read: Reader) -> Iterator[RawRow]:
+def _rows(piece: Piece, read: Reader, root: str) -> Iterator[RawRow]:
     """The rows of a piece. What a disk or a network refuses for a moment is tried again.
 
     A try begins with the piece and passes over the rows that were given already, so none comes twice.
     """
-    name = piece.path.partition("?")[0].rpartition("/")[2]
+    path = piece.path.partition("?")[0]
+    name = path[len(root) :] if root and path.startswith(root) else path.rpartition("/")[2]
     given = tries = 0
     while True:
         begun = given

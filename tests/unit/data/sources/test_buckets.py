@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from file_sources import ROWS, WRITERS, file_source, gzipped, read_rows, records, zstandard
-from tunewright.data.sources import chunks, places, source_chunks, source_files, source_identity
+from tunewright.data.sources import chunks, places, read_chunk, source_chunks, source_files, source_identity
 from tunewright.errors import DataError
 
 moto = pytest.importorskip("moto.server", reason="needs moto, of the extra `dev`, in place of S3")
@@ -91,7 +92,12 @@ def test_folders_and_patterns_of_a_bucket_are_found(bucket: Any) -> None:
     assert found("/**/*.jsonl") == ["a.jsonl", "set/b.jsonl", "set/x y/c[1].jsonl"]
     assert found("/set/*/*") == found("/set/x y/c[1].jsonl") == ["set/x y/c[1].jsonl"]
     rows = read_rows(f"s3://{BUCKET}/set", "jsonl")
-    assert [row.record and row.record["key"] for row in rows] == ["set/b.jsonl", "f", "g", "set/x y/c[1].jsonl"]
+    assert [row.record and row.record["key"] for row in rows] == [
+        "set/b.jsonl",
+        "f",
+        "g",
+        "set/x y/c[1].jsonl",
+    ]
 
 
 def test_large_objects_are_divided_like_files(
@@ -161,30 +167,39 @@ def test_what_is_not_there_is_named(bucket: Any, path: str, words: str) -> None:
 def test_a_cut_object_and_an_empty_one_are_refused(bucket: Any) -> None:
     put(bucket, "cut.jsonl.gz", gzipped(os.urandom(1000).hex().encode())[:-20])
     put(bucket, "empty.jsonl", b"")
-    for name, words in {"cut.jsonl.gz": "the gzip file is cut off at byte", "empty.jsonl": "is empty"}.items():
+    for name, words in {
+        "cut.jsonl.gz": "the gzip file is cut off at byte",
+        "empty.jsonl": "is empty",
+    }.items():
         with pytest.raises(DataError, match=words):
             read_rows(f"s3://{BUCKET}/{name}", "jsonl")
 
 
-def test_storage_that_denies_says_what_to_set_and_keeps_the_secret(
-    bucket: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from moto.core import set_initial_no_auth_action_count
-
+def test_storage_that_denies_says_what_to_set_and_keeps_the_secret(bucket: Any, endpoint: str) -> None:
     put(bucket, "a.jsonl", b"{}\n")
-    with set_initial_no_auth_action_count(0)(lambda: None) and denying():
-        with pytest.raises(DataError, match="access denied; set AWS_ACCESS_KEY_ID") as caught:
-            source_files(file_source(f"s3://{BUCKET}/a.jsonl", "jsonl"))
-    assert "canary" not in str(caught.value)
+    (chunk,) = source_chunks(0, file_source(f"s3://{BUCKET}/a.jsonl", "jsonl"))
+    httpx.post(f"http://{endpoint}/moto-api/reset-auth", content=b"0")  # from now on keys are checked
+    try:
+        for path in ("a.jsonl", "*.jsonl", ""):
+            with pytest.raises(
+                DataError, match="access denied; set AWS_ACCESS_KEY_ID and AWS_SECRET"
+            ) as caught:
+                source_files(file_source(f"s3://{BUCKET}/{path}", "jsonl"))
+            assert "canary" not in str(caught.value)
+        with pytest.raises(DataError, match=r"a\.jsonl: access denied; set AWS_ACCESS_KEY_ID"):
+            list(read_chunk(chunk))
+    finally:
+        httpx.post(f"http://{endpoint}/moto-api/reset-auth", content=b"Infinity")
 
 
-def test_storage_that_cannot_be_reached_is_named(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(path: str) -> object:
-        raise OSError("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7, Could not connect")
-
-    monkeypatch.setattr(places.Remote, "entry", lambda self, path: unreachable(path))
-    with pytest.raises(DataError, match=r"a\.jsonl: the storage cannot be reached \(.*Could not connect\)"):
-        source_files(file_source(f"s3://{BUCKET}/a.jsonl", "jsonl"))
+def test_storage_that_cannot_be_reached_is_named() -> None:
+    nobody = "scheme=http&endpoint_override=127.0.0.1:9&retry_limit_seconds=1"
+    with pytest.raises(DataError, match="the storage cannot be reached: Could not connect to server"):
+        source_files(file_source(f"gs://anonymous@bucket/a.jsonl?{nobody}", "jsonl"))
+    aws = "AWS Error NETWORK_CONNECTION during HeadObject: curlCode: 7, Could not connect to server; more"
+    error = places.unreadable("s3://b/a.jsonl", OSError(aws))
+    assert "the storage cannot be reached: NETWORK_CONNECTION during HeadObject: curlCode: 7" in str(error)
+    assert "more" not in str(error)
 
 
 def test_google_paths_lead_to_googles_storage() -> None:
@@ -193,5 +208,5 @@ def test_google_paths_lead_to_googles_storage() -> None:
     place = places.place_of("gs://bucket/set/*.jsonl")
     assert isinstance(place, places.Remote)
     assert isinstance(place.files, GcsFileSystem)
-    assert (place.root, place.address("bucket/set/a.jsonl")) == ("bucket/set/*.jsonl", "gs://bucket/set/a.jsonl")
-    assert place.files.retry_time_limit.total_seconds() == places.GS_RETRY_S
+    assert place.root == "bucket/set/*.jsonl"
+    assert place.address("bucket/set/a.jsonl") == "gs://bucket/set/a.jsonl"

@@ -197,7 +197,7 @@ def test_a_pickle_in_a_files_types_is_never_loaded(
         new = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
         with pa.OSFile(str(data), "wb") as file, new(file, schema) as writer:
             writer.write_table(table)
-    with pytest.raises(DataError, match="has an Arrow extension type, which is refused"):
+    with pytest.raises(DataError, match="has an Arrow extension type, which can carry code and is refused"):
         rows(folder, tmp_path)
     assert not evil.exists()
 
