@@ -28,7 +28,7 @@ TOKENIZER = SHARED / "models" / "gpt2-tokenizer-hf"
 GOALS = {"speed_ratio": 1.5, "memory_growth": 1.2, "gsm8k_packing_efficiency": 0.97, "second_run_s": 10.0}
 SEQ_LEN = 1024
 CPUS = 2
-SAMPLE_EVERY_S = 0.25
+SAMPLE_EVERY_S = 0.5
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}User: {{ message['content'] }}\n"
     "{% else %}Assistant: {% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}\n"
@@ -96,8 +96,11 @@ def _uss(process: psutil.Process) -> float:
         return 0.0
 
 
-def measure_ours(rows: Path, columns: dict[str, str], store_root: Path) -> dict:
-    """The data stage on a Ray of its own in this process: seconds, figures, peak memory."""
+def measure_ours(rows: Path, columns: dict[str, str], store_root: Path, memory: bool = False) -> dict:
+    """The data stage on a Ray of its own in this process: seconds and figures, or the peak of its memory.
+
+    Not both at once: reading the memory of every process takes a good part of a core.
+    """
     import ray
 
     from tunewright.artifacts import Plan, Store
@@ -125,7 +128,8 @@ def measure_ours(rows: Path, columns: dict[str, str], store_root: Path) -> dict:
     )
     ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, object_store_memory=512 << 20)
     peak = MemoryPeak()
-    peak.start()
+    if memory:
+        peak.start()
     begun = time.monotonic()
     data_plan = prepare_plan(config, base)
     data = prepare(store, config, base, data_plan)
@@ -150,10 +154,18 @@ def measure_ours(rows: Path, columns: dict[str, str], store_root: Path) -> dict:
     }
 
 
-def in_child(rows: Path, store: Path, columns: dict[str, str] | None = None) -> dict:
+def in_child(rows: Path, store: Path, columns: dict[str, str] | None = None, memory: bool = False) -> dict:
     """`measure_ours` in a fresh process, so that one measurement leaves nothing to the next."""
     done = subprocess.run(
-        [sys.executable, __file__, "--child", str(rows), str(store), json.dumps(columns or {})],
+        [
+            sys.executable,
+            __file__,
+            "--child",
+            str(rows),
+            str(store),
+            json.dumps(columns or {}),
+            str(int(memory)),
+        ],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -184,11 +196,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--growth", type=int, default=10, help="1 leaves the memory measurement out")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        rows, store, columns = options.child
-        print(json.dumps(measure_ours(Path(rows), json.loads(columns), Path(store))))
+        rows, store, columns, memory = options.child
+        print(json.dumps(measure_ours(Path(rows), json.loads(columns), Path(store), memory == "1")))
         return 0
     with tempfile.TemporaryDirectory(prefix="tw-bench-") as name:
         folder = Path(name)
@@ -201,21 +213,24 @@ def main() -> int:
         )
         ours = in_child(rows, folder / "store")
         trl = {mask: measure_trl(rows, folder, mask) for mask in (True, False)}
-        large = None
+        small = large = None
         if options.growth > 1:
+            small = in_child(rows, folder / "small", memory=True)
             write_rows(rows, options.rows * options.growth)
-            large = in_child(rows, folder / "large")
-    return report(options.rows, ours, trl, gsm8k, large)
+            large = in_child(rows, folder / "large", memory=True)
+    return report(options.rows, ours, trl, gsm8k, small, large)
 
 
-def report(rows: int, ours: dict, trl: dict[bool, dict], gsm8k: dict, large: dict | None) -> int:
+def report(
+    rows: int, ours: dict, trl: dict[bool, dict], gsm8k: dict, small: dict | None, large: dict | None
+) -> int:
     """Print the table and the JSON line; returns the exit code."""
     rate = rows / ours["seconds"]
     ratios = {
         "trl_with_mask": round(trl[True]["prepare_s"] / ours["seconds"], 2),
         "trl_without_mask": round(trl[False]["prepare_s"] / ours["seconds"], 2),
     }
-    growth = round(large["peak_mib"] / ours["peak_mib"], 3) if large else None
+    growth = round(large["peak_mib"] / small["peak_mib"], 3) if small and large else None
     print(f"{'':<34}{'seconds':>9}{'conversations/s':>17}{'tokens/s':>11}{'efficiency':>12}")
     for name, result, seconds in (
         ("tunewright, the whole stage", ours, ours["seconds"]),
@@ -226,9 +241,9 @@ def report(rows: int, ours: dict, trl: dict[bool, dict], gsm8k: dict, large: dic
         print(f"{name:<34}{seconds:>9.1f}{per_s[0]:>17,.0f}{per_s[1]:>11,.0f}{result['efficiency']:>12.4f}")
     print(f"GSM8K at {SEQ_LEN} tokens: packing efficiency {gsm8k['efficiency']}")
     print(f"second run over unchanged data: {ours['again_s']} s")
-    if large:
-        small, big = ours["peak_mib"], large["peak_mib"]
-        print(f"peak memory: {small} MiB for {rows:,} rows, {big} MiB for {large['rows']:,}")
+    if small and large:
+        peaks = f"{small['peak_mib']} MiB for {rows:,} rows, {large['peak_mib']} MiB for {large['rows']:,}"
+        print(f"peak memory: {peaks}")
     met = (
         ratios["trl_without_mask"] >= GOALS["speed_ratio"]
         and ratios["trl_with_mask"] >= GOALS["speed_ratio"]
@@ -242,6 +257,7 @@ def report(rows: int, ours: dict, trl: dict[bool, dict], gsm8k: dict, large: dic
         "ours": ours,
         "trl": {"with_mask": trl[True], "without_mask": trl[False]},
         "gsm8k": gsm8k,
+        "small": small,
         "large": large,
         "memory_growth": growth,
     }

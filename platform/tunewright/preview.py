@@ -19,7 +19,7 @@ from tunewright.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from tunewright.data.encode import Encoder
-    from tunewright.data.rows import Example, RawRow
+    from tunewright.data.rows import RawRow
     from tunewright.data.sources.snapshot import SnapshotSource
     from tunewright.models.chat import ChatRenderer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_reports import Page, nothing, sample
+from tunewright.artifacts import Artifact, Plan, Store, read_json, write_json
+from tunewright.closing import write_data_report
 from tunewright.data.drift import drift
 from tunewright.errors import DataError
 from tunewright.report.data_page import MOST_BARS, MOST_EXAMPLES, data_page
@@ -226,3 +229,31 @@ def test_percentages_never_round_to_nothing_or_all(part: float, said: str) -> No
 )
 def test_large_figures_are_short(value: float, said: str) -> None:
     assert compact(value) == said
+
+
+def test_a_run_keeps_a_page_with_the_drift_since_its_last_other_data_set(tmp_path: Path) -> None:
+    store, run = Store(tmp_path / "store"), tmp_path / "run"
+
+    def published(report: dict[str, Any], number: int) -> Artifact:
+        plan = Plan("data", {}, {"number": number}, "")
+        work = store.work_dir(plan)
+        write_json(work / "report.json", report)
+        return store.publish(plan, work, {})
+
+    first = published(sample(), 1)
+    page = write_data_report(run, first)
+    assert page == run / "data" / "report.html"
+    assert read_json(run / "data" / "report.json")["drift"] is None
+    other = sample()
+    other["personal_data"] = {"email": 9_000}
+    second = published(other, 2)
+    for _ in range(2):  # the second time nothing is new, and the comparison stays
+        write_data_report(run, second)
+        kept = read_json(run / "data" / "report.json")
+        assert (kept["artifact"], kept["before"]) == (second.ref, first.ref)
+        levels = {row["what"]: row["level"] for row in kept["drift"]}
+        assert "much" in levels.values()
+    assert first.ref in page.read_text(encoding="utf-8")
+    third = published({**sample(), "task": "text"}, 3)
+    write_data_report(run, third)
+    assert read_json(run / "data" / "report.json")["before"] is None

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def import_tokenizers() -> None:
+    """Import what loading a tokenizer needs; the first time takes seconds."""
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The fast tokenizer in `folder`.
 
