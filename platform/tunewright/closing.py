@@ -41,7 +41,7 @@ def _summary(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
     trained, evaluation = made.get("train"), made.get("evaluate")
     paths = {"run": str(folder), "report": str(folder / "report.html"), "store": str(line.store.root)}
     if trained is not None:
-        kind = "adapter" if trained.facts["method"] == "lora" else "model"
+        kind = "adapter" if (trained.path / "adapter").is_dir() else "model"
         paths[kind] = str(trained.path / kind)
     if "data" in made:
         paths["quarantine"] = str(made["data"].path / "quarantine")

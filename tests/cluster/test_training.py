@@ -8,8 +8,8 @@ import pytest
 
 from tiny_runs import newborn_base, small_run, write_run
 from tunewright.artifacts import Artifact, Store
-from tunewright.config import BaseModelConfig, RunConfig, load_run
-from tunewright.config.train import FullConfig, ZeroConfig
+from tunewright.config import BaseModelConfig, FullConfig, RunConfig, load_run
+from tunewright.config.train import ZeroConfig
 from tunewright.data.prepare import prepare, prepare_plan
 from tunewright.errors import ClusterError, ResumeMismatch, TrainError
 from tunewright.models.base import model_folder, register_folder

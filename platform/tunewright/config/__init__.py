@@ -3,6 +3,18 @@
 from tunewright.config.data import DataConfig
 from tunewright.config.evaluate import EvaluateConfig, Gates, TaskConfig
 from tunewright.config.load import load_run, load_yaml_file, resolved_json
+from tunewright.config.methods import (
+    AnyMethod,
+    DoraConfig,
+    FreezeConfig,
+    FullConfig,
+    Ia3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    QloraConfig,
+    RsloraConfig,
+)
 from tunewright.config.run import RunConfig, default_store_root
 from tunewright.config.serve import ServeConfig
 from tunewright.config.sources import (
@@ -17,25 +29,28 @@ from tunewright.config.sources import (
     source_label,
 )
 from tunewright.config.sweep import SweepConfig
-from tunewright.config.train import (
-    BaseModelConfig,
-    FullConfig,
-    LoraConfig,
-    TrainConfig,
-)
+from tunewright.config.train import BaseModelConfig, TrainConfig
 
 __all__ = [
+    "AnyMethod",
     "BaseModelConfig",
     "BuiltinSource",
     "DataConfig",
+    "DoraConfig",
     "EvaluateConfig",
     "FileSource",
+    "FreezeConfig",
     "FullConfig",
     "Gates",
     "HttpSource",
     "HuggingFaceSource",
+    "Ia3Config",
     "LocalSource",
     "LoraConfig",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
+    "QloraConfig",
+    "RsloraConfig",
     "RunConfig",
     "Sample",
     "ServeConfig",

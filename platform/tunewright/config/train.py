@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from tunewright.config.base import Config
+from tunewright.config.methods import AnyMethod, LoraConfig
 
 
 class BaseModelConfig(Config):
@@ -16,32 +17,6 @@ class BaseModelConfig(Config):
     """`tiny` (made by Tunewright itself), a local folder, or a Hugging Face id."""
     revision: str | None = None
     """Commit or tag of a Hugging Face id; required for one, so that a run can be repeated."""
-
-
-class LoraConfig(Config):
-    """Low-rank adapters on linear layers, through PEFT."""
-
-    type: Literal["lora"] = "lora"
-    rank: int = Field(16, ge=1, le=512)
-    """Rank of the update; memory and serving cost grow linearly."""
-    alpha: float | None = Field(None, gt=0)
-    """Scale of the update is alpha / rank; twice the rank when left out."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = ("all-linear",)
-    """Names of linear layers, or `all-linear`."""
-
-    @property
-    def effective_alpha(self) -> float:
-        return 2.0 * self.rank if self.alpha is None else self.alpha
-
-
-class FullConfig(Config):
-    """Every weight is trained."""
-
-    type: Literal["full"] = "full"
-
-
-Method = Annotated[LoraConfig | FullConfig, Field(discriminator="type")]
 
 
 class ZeroConfig(Config):
@@ -58,21 +33,75 @@ class WorkerResources(Config):
     gpus: float = Field(0.0, ge=0)
 
 
+class EarlyStopping(Config):
+    """`early_stopping:` ends training when a figure of the evaluation gets no better."""
+
+    metric: str = "eval_loss"
+    """A figure of the evaluation."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a smaller or a larger figure is better."""
+    patience: int = Field(3, ge=1)
+    """Evaluations in a row without a better figure, after which training ends."""
+    min_delta: float = Field(0.0, ge=0)
+    """A figure counts as better when it beats the best one by more than this."""
+
+
+class BestCheckpoint(Config):
+    """`best:` the checkpoint with the best figure is kept beside the last ones."""
+
+    metric: str = "eval_loss"
+    """A figure of the evaluation."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a smaller or a larger figure is better."""
+    publish: bool = True
+    """Whether training's result is the best checkpoint, or the last step all the same."""
+
+
+class Watchdog(Config):
+    """`watchdog:` goes back to the last good checkpoint when the loss runs away.
+
+    A loss is high when it is above `factor` times the median of the last `window` losses that were
+    not. After `patience` high losses in a row, training goes back to the newest checkpoint, which is
+    from before them, and on from there with half the learning rate.
+    """
+
+    factor: float = Field(3.0, gt=1)
+    patience: int = Field(3, ge=1)
+    window: int = Field(50, ge=4, le=1000)
+    """Losses in the median; nothing is judged before there are so many."""
+    max_rollbacks: int = Field(3, ge=1)
+    """Times training goes back; then the run fails."""
+
+
 class TrainConfig(Config):
     """`train:`"""
 
     objective: Literal["sft", "pretrain"] = "sft"
-    method: Method = LoraConfig()
+    method: AnyMethod = LoraConfig()
     zero: ZeroConfig = ZeroConfig()
     workers: int = Field(1, ge=1)
     worker_resources: WorkerResources = WorkerResources()
     learning_rate: float = Field(2e-4, gt=0)
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """How the rate falls after the warm-up; `wsd` stays, and falls in a line at the end."""
     warmup_steps: int = Field(0, ge=0)
+    """Steps in which the rate rises in a line to `learning_rate`."""
+    warmup_fraction: float = Field(0.0, ge=0, le=1)
+    """The same as a share of all steps, rounded up; give one of the two."""
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """The rate at the end, as a share of `learning_rate`."""
+    decay_fraction: float | None = Field(None, gt=0, le=1)
+    """The share of all steps in which the rate of `wsd` falls; 0.1 when left out."""
     weight_decay: float = Field(0.0, ge=0)
+    """Of matrices; biases, norms and other vectors are not decayed."""
     adam_beta1: float = Field(0.9, gt=0, lt=1)
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
+    """Longer gradients are shortened to this."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that is spread over the whole vocabulary; the evaluation has none."""
+    neftune_alpha: float | None = Field(None, gt=0)
+    """Strength of the noise on the embeddings in training (NEFTune); 5 is usual, none when left out."""
     num_train_epochs: float | None = Field(None, gt=0)
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; give this or `num_train_epochs`."""
@@ -83,10 +112,20 @@ class TrainConfig(Config):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the device computes in it, else fp32."""
     gradient_checkpointing: bool = False
+    """Compute activations a second time in the backward pass instead of keeping them."""
     logging_steps: int = Field(10, ge=1)
     eval_steps: int | None = Field(None, ge=1)
     """Evaluate every so many steps; only at the end when left out."""
+    early_stopping: EarlyStopping | None = None
+    """Training takes all of its steps when left out."""
+    best: BestCheckpoint | None = None
+    """The last step is training's result when left out."""
+    watchdog: Watchdog | None = None
+    """A rising loss is only written down when left out."""
     save_steps: int = Field(50, ge=1)
+    """Write a checkpoint every so many steps."""
+    save_minutes: float | None = Field(None, gt=0)
+    """And whenever so many minutes have gone by since the last one."""
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(3, ge=0)
     """Times a lost worker group is restarted from the last checkpoint before the run fails."""
@@ -106,5 +145,35 @@ class TrainConfig(Config):
             raise ValueError(
                 f"global_batch_size={rows} is not a multiple of micro_batch_size*workers={unit}; "
                 f"nearest valid: {valid}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainConfig:
+        if self.warmup_steps and self.warmup_fraction:
+            raise ValueError("give one of warmup_steps and warmup_fraction")
+        if self.min_lr_ratio and self.lr_scheduler_type == "constant":
+            raise ValueError("min_lr_ratio: a constant rate does not fall; choose linear, cosine or wsd")
+        if self.decay_fraction is not None and self.lr_scheduler_type != "wsd":
+            raise ValueError(f"decay_fraction is for wsd, and lr_scheduler_type is {self.lr_scheduler_type}")
+        return self
+
+    @model_validator(mode="after")
+    def _judged_by_evaluations(self) -> TrainConfig:
+        for name in ("early_stopping", "best"):
+            if getattr(self, name) is not None and self.eval_steps is None:
+                raise ValueError(f"{name} needs eval_steps: without it there is one evaluation, at the end")
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits_engine(self) -> TrainConfig:
+        if self.method.type == "prefix_tuning" and self.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing computes a block again without the keys and values in front of it, "
+                "so prefix_tuning cannot have it; choose prompt_tuning, or leave it off"
+            )
+        if self.method.type == "qlora" and self.zero.stage == 3:
+            raise ValueError(
+                "zero.stage=3 partitions weights, and those of qlora are packed in 4 bits; choose 0, 1 or 2"
             )
         return self

@@ -251,15 +251,13 @@ def _on_cluster(work: Callable[[str], dict[str, Any]], items: Sequence[str]) -> 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    results = (
-        ray.data.from_items([{"item": item} for item in items])
-        .repartition(len(items))
-        .map_batches(
-            _task_batch,  # type: ignore[arg-type]
-            fn_kwargs={"work": work},
-            batch_size=1,
-            batch_format="numpy",
-        )
+    results = ray.data.from_items(
+        [{"item": item} for item in items], override_num_blocks=len(items)
+    ).map_batches(
+        _task_batch,  # type: ignore[arg-type]
+        fn_kwargs={"work": work},
+        batch_size=1,
+        batch_format="numpy",
     )
     for row in results.iter_rows():
         yield json.loads(row["result"])

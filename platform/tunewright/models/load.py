@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def import_tokenizers() -> None:
     """Import what loading a tokenizer needs; the first time takes seconds."""
-    from transformers import AutoTokenizer
+    import transformers
 
-    assert AutoTokenizer
+    _ = transformers.AutoTokenizer  # found, and with it imported, when it is first named
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -83,8 +83,15 @@ def load_model(base_folder: Path, adapter_folder: Path | None, dtype: torch.dtyp
     if adapter_folder is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(  # type: ignore[assignment]
-            model, str(adapter_folder), is_trainable=False, autocast_adapter_dtype=False
+        from tunewright.models.prompted import prompted
+        from tunewright.models.quantize import quantize_nf4, was_quantized
+
+        if was_quantized(adapter_folder):
+            quantize_nf4(model, dtype)
+        model = prompted(
+            PeftModel.from_pretrained(
+                model, str(adapter_folder), is_trainable=False, autocast_adapter_dtype=False
+            )
         )
     model.eval()
     loaded: PreTrainedModel = model

@@ -22,6 +22,7 @@ from tunewright.errors import BadRequest, DataError, EngineFailed, ModelNotFound
 from tunewright.models.base import model_folder
 from tunewright.models.decode import Sampling, decode_batch
 from tunewright.models.load import load_model, load_renderer
+from tunewright.models.prompted import virtual_tokens
 from tunewright.registry import Version
 from tunewright.serve.batcher import Batcher, Ticket
 from tunewright.serve.detokenize import TextStream
@@ -81,7 +82,8 @@ class TorchEngine:
     ):
         self._weights, self._renderer, self._limits = weights, renderer, limits
         self._served: Mapping[str, ServedModel] = {model.id: model for model in served}
-        self._context_tokens = int(weights.tuned.config.max_position_embeddings)
+        positions = int(weights.tuned.config.max_position_embeddings)
+        self._context_tokens = positions - virtual_tokens(weights.tuned)
         # One thread, because tokenizers refuse to be used and reconfigured at once.
         self._rendering = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._batcher = Batcher(self._decode, limits.max_batch_size, limits.max_ongoing_requests)
@@ -97,7 +99,7 @@ class TorchEngine:
         torch.set_num_threads(max(1, math.ceil(config.replica_cpus)))
         train = store.load(version.train)
         base_folder = model_folder(store.load(version.base))
-        if train.facts["method"] == "lora":
+        if (train.path / "adapter").is_dir():
             weights = Weights(_load(config, base_folder, train.path / "adapter"))
         else:
             weights = Weights(_load(config, train.path / "model"), lambda: _load(config, base_folder))

@@ -49,10 +49,12 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], keep: int
+    folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], keep: int, spare: int = 0
 ) -> Path:
     """Write the checkpoint of `state["step"]`, durable when this returns; keeps the last `keep`.
 
+    Args:
+        spare: a step whose checkpoint is kept too, besides those; none if 0.
     Raises:
         StoreError: the disk is full or read-only; earlier checkpoints are untouched.
     """
@@ -73,7 +75,8 @@ def save_checkpoint(
         except BaseException:
             shutil.rmtree(writing, ignore_errors=True)
             raise
-        for old in sorted(folder.glob("step-*"))[:-keep]:
+        spared = f"step-{spare:06d}" if spare else ""
+        for old in [path for path in sorted(folder.glob("step-*")) if path.name != spared][:-keep]:
             shutil.rmtree(old)
     return final
 

@@ -5,8 +5,10 @@ Taking out and putting back are collective: every worker calls them, in the same
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,24 @@ class Engine:
     stage: int
     device: torch.device
     dtype: torch.dtype
+    gradient_norm: float = 0.0
+    """Of the last step, before it was clipped; the same on every worker."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a micro batch; the last one of a step takes the step too.
+
+        A step is not taken when the gradients are not finite: `gradient_norm` tells.
+        """
+        engine = self.deepspeed
+        engine.backward(loss)
+        if self.stage > 0 or not engine.is_gradient_accumulation_boundary():
+            engine.step()  # ZeRO's optimizers look at the norm themselves, before the step
+            self.gradient_norm = float(engine.get_global_grad_norm() or 0.0)
+            return
+        norms = [float(p.grad.float().norm()) for _, p in self.named if p.grad is not None]
+        self.gradient_norm = math.sqrt(sum(norm**2 for norm in norms))
+        if math.isfinite(self.gradient_norm):
+            engine.step()
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self.deepspeed.optimizer.param_groups:
@@ -41,12 +61,18 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         out = {}
+        self._link_moments()
+        unpartitioned = self._unpartitioned()
         for name, parameter in self.named:
-            values = {
-                "w": safe_get_full_fp32_param(parameter),
-                "m": safe_get_full_optimizer_state(parameter, "exp_avg"),
-                "v": safe_get_full_optimizer_state(parameter, "exp_avg_sq"),
-            }
+            if unpartitioned:
+                weight, state = unpartitioned[name]
+                values = {"w": weight, "m": state["exp_avg"], "v": state["exp_avg_sq"]}
+            else:
+                values = {
+                    "w": safe_get_full_fp32_param(parameter),
+                    "m": safe_get_full_optimizer_state(parameter, "exp_avg"),
+                    "v": safe_get_full_optimizer_state(parameter, "exp_avg_sq"),
+                }
             for kind, value in values.items():
                 out[f"{kind}/{name}"] = value.detach().float().cpu().clone().contiguous()
         return out
@@ -60,15 +86,28 @@ class Engine:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         self._check(tensors)
+        self._link_moments()
+        unpartitioned = self._unpartitioned()
         for name, parameter in self.named:
-            safe_set_full_fp32_param(parameter, tensors[f"w/{name}"])
-            safe_set_full_optimizer_state(parameter, tensors[f"m/{name}"], "exp_avg")
-            safe_set_full_optimizer_state(parameter, tensors[f"v/{name}"], "exp_avg_sq")
-        for state in self.deepspeed.optimizer.optimizer.state.values():
-            if "step" in state:  # without it the bias correction would start anew
-                state["step"].fill_(float(adam_step))
+            if unpartitioned:
+                weight, state = unpartitioned[name]
+                weight.data.copy_(tensors[f"w/{name}"])
+                state["exp_avg"].copy_(tensors[f"m/{name}"])
+                state["exp_avg_sq"].copy_(tensors[f"v/{name}"])
+            else:
+                safe_set_full_fp32_param(parameter, tensors[f"w/{name}"])
+                safe_set_full_optimizer_state(parameter, tensors[f"m/{name}"], "exp_avg")
+                safe_set_full_optimizer_state(parameter, tensors[f"v/{name}"], "exp_avg_sq")
+        self.count_steps_from(adam_step)
         self.deepspeed.global_steps = adam_step
         self._refresh_model_weights(tensors)
+
+    def count_steps_from(self, adam_step: int) -> None:
+        """Tell Adam how many steps it has taken; its bias correction begins anew without it."""
+        optimizer = self.deepspeed.optimizer
+        for state in getattr(optimizer, "optimizer", optimizer).state.values():
+            if "step" in state:
+                state["step"].fill_(float(adam_step))
 
     def materialise_optimizer(self, zero_loss: Callable[[], torch.Tensor]) -> None:
         """Make Adam's moments exist, by one step without learning rate or gradient.
@@ -80,8 +119,18 @@ class Engine:
         """
         self.set_learning_rate(0.0)
         for _ in range(self.deepspeed.gradient_accumulation_steps()):
-            self.deepspeed.backward(zero_loss())
-            self.deepspeed.step()
+            self.backward(zero_loss())
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """While the block runs, every weight is whole on every worker; collective under ZeRO-3."""
+        if self.stage < 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.deepspeed.module.parameters())):
+            yield
 
     def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for name, parameter in self.named:
@@ -93,8 +142,33 @@ class Engine:
                     f"which has shape {shape} here"
                 )
 
+    def _link_moments(self) -> None:
+        """Let DeepSpeed find the moments of every parameter group: it links those of the first one only."""
+        optimizer = self.deepspeed.optimizer
+        if self.stage in (1, 2):
+            optimizer._hp_optimizer_states_linked = False
+            optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _unpartitioned(self) -> dict[str, tuple[Any, dict[str, Any]]]:
+        """name -> (fp32 weight, Adam's state of it), where DeepSpeed partitions nothing; else empty."""
+        optimizer = self.deepspeed.optimizer
+        if self.stage > 0:
+            return {}
+        if not hasattr(optimizer, "fp32_groups"):  # an fp32 model: the weights are their own fp32 copies
+            return {name: (p, optimizer.state[p]) for name, p in self.named}
+        low, high = (
+            [p for group in groups for p in group]
+            for groups in (optimizer.fp16_groups, optimizer.fp32_groups)
+        )
+        copies = {id(p): copy for p, copy in zip(low, high, strict=True)}
+        return {name: (copies[id(p)], optimizer.optimizer.state[copies[id(p)]]) for name, p in self.named}
+
     def _refresh_model_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy the fp32 weights into the model; else the next forward pass would use stale ones."""
+        if self.stage == 0:
+            for name, parameter in self.named:
+                parameter.data.copy_(tensors[f"w/{name}"])
+            return
         if self.stage <= 2:
             self.deepspeed.optimizer.update_lp_params()
             return
@@ -121,10 +195,9 @@ def build_engine(
 
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        [p for _, p in named],
+        decay_groups(named, config.weight_decay),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.weight_decay,
     )
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -133,7 +206,21 @@ def build_engine(
         config=deepspeed_config(config, dist.get_world_size(), dtype == torch.bfloat16),
         dist_init_required=False,
     )
-    return Engine(engine, named, config.zero.stage, device, dtype)
+    built = Engine(engine, named, config.zero.stage, device, dtype)
+    built.count_steps_from(0)  # stage 0 in bf16 has taken one by now, to make the moments exist
+    return built
+
+
+def decay_groups(named: Sequence[tuple[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups: matrices decay; biases, norms and IA3's factors do not.
+
+    Those are pulled towards zero by nothing but the loss: a norm's weight begins at one, as IA3's do.
+    """
+    kept = [p for name, p in named if p.dim() < 2 or "ia3_l" in name]
+    rest = {id(p) for p in kept}
+    decayed = [p for _, p in named if id(p) not in rest]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def deepspeed_config(config: TrainConfig, world: int, bf16: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tunewright.artifacts import Artifact, Plan, Store, code_hash, digest, read_
 from tunewright.config import TrainConfig
 from tunewright.errors import ClusterError, ModelError, TrainError, TunewrightError, own_cause
 from tunewright.models.base import count_parameters, model_folder
+from tunewright.train.stopping import STOP_FILE, asking_on_sigterm, listen
 from tunewright.train.worker import WorkerSpec, read_metrics, train_worker
 
 STAGE_CODE = ("train", "models/load", "data/shards", "data/tables", "data/encryption")
@@ -24,6 +25,7 @@ PLACEMENT_ONLY = {
     "max_failures",
     "keep_checkpoints",
     "save_steps",
+    "save_minutes",
     "logging_steps",
 }
 """Settings that change neither the weights nor what is reported of them."""
@@ -110,12 +112,15 @@ def train(
 def run_workers(spec: WorkerSpec, callbacks: list[Any] | None = None) -> None:
     """Run the spec in a Ray Train worker group; blocks until it is done.
 
+    SIGTERM to this process lets training finish its step and save, and then fails with a `TrainError`;
+    SIGTERM to a worker lets it save, and its group is restarted from there.
+
     Ray's own checkpoints are not used: `report` is not durable when it returns, and a damaged
     snapshot stops a run for good. Each attempt has a run name of its own, and finds what earlier
     ones saved in the spec's work folder.
     """
     from ray.train import ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig, RunConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -128,7 +133,7 @@ def run_workers(spec: WorkerSpec, callbacks: list[Any] | None = None) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"spec": spec},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=_listening_torch("nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=per_worker
         ),
@@ -141,11 +146,32 @@ def run_workers(spec: WorkerSpec, callbacks: list[Any] | None = None) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with asking_on_sigterm(Path(spec.work) / STOP_FILE):
+            trainer.fit()
     except TrainingFailedError as error:
         raise _own_error(error) from error
     finally:
         shutil.rmtree(attempts, ignore_errors=True)
+
+
+def _listening_torch(backend: str) -> Any:
+    """A `TorchConfig` whose workers save before they end on SIGTERM.
+
+    Training runs in a thread, where Python lets nobody handle signals; this is called in the main one.
+    """
+    from ray.train.torch import TorchConfig
+
+    class ListeningTorchConfig(TorchConfig):
+        @property
+        def backend_cls(self) -> Any:
+            class ListeningBackend(super().backend_cls):  # type: ignore[misc]
+                def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                    super().on_start(worker_group, backend_config)
+                    worker_group.execute(listen)
+
+            return ListeningBackend
+
+    return ListeningTorchConfig(backend=backend)
 
 
 def worker_env(cpus: float) -> dict[str, str]:

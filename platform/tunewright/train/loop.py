@@ -6,29 +6,36 @@ number, whatever the micro batch, the accumulation and the number of workers.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from tunewright.config import TrainConfig
 from tunewright.data.shards import PackedRows
-from tunewright.errors import NonFiniteLoss, ResumeMismatch
-from tunewright.train.checkpoint import Checkpoint, latest_checkpoint, open_checkpoint, save_checkpoint
+from tunewright.errors import NonFiniteLoss
+from tunewright.models.packed import windows_of
+from tunewright.train import stopping
+from tunewright.train.checkpoint import Checkpoint
 from tunewright.train.engine import Engine
-from tunewright.train.objectives import Batch, loss_sum, make_batch, supervised_mask
+from tunewright.train.evaluating import Evaluator, Scorer, batch_loss
+from tunewright.train.group import Group
+from tunewright.train.noise import RowNoise, add_neftune, own_dropout
+from tunewright.train.objectives import make_batch, supervised_mask
+from tunewright.train.saving import Saver, weights_of
 from tunewright.train.schedule import learning_rate, rows_of_step, total_steps
+from tunewright.train.watch import Watch
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 Metrics = dict[str, float]
-Scorer = Callable[[Any, int, int], dict[str, tuple[float, float]]]
-"""(model, rank, world) -> name -> (numerator, denominator) of this worker's share of a task."""
+Stopped = Literal["asked", "signalled"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Job:
         identity: hash of everything that decides the weights; a checkpoint of another is refused.
         stop_step: the last step to take; the schedule still spans all of training.
         start: a checkpoint folder to begin from when the job has none of its own.
+        stop_file: when it appears, training saves and stops.
     """
 
     config: TrainConfig
@@ -47,11 +55,18 @@ class Job:
     checkpoints: Path
     stop_step: int | None = None
     start: Path | None = None
+    stop_file: Path | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where training began, this time, and where it ended."""
+    """Where training began, this time, and where it ended.
+
+    Attributes:
+        ended: why it ended before the last step, if it did for good.
+        stopped: it was interrupted, and goes on when it is started again.
+        weights_step: the step that `weights` are of: the last one, or the best.
+    """
 
     began_at: int
     tokens_per_s: float
@@ -60,6 +75,9 @@ class Outcome:
     tokens: int
     metrics: Metrics
     weights: dict[str, torch.Tensor]
+    weights_step: int
+    ended: str | None = None
+    stopped: Stopped | None = None
 
 
 class Loop:
@@ -79,17 +97,25 @@ class Loop:
         on_step: Callable[[Metrics], None],
         scorer: Scorer | None = None,
     ):
-        import torch.distributed as dist
-
         self.job, self.config, self.engine = job, job.config, engine
-        self.train_rows, self.eval_rows = train_rows, eval_rows
-        self.on_step, self.scorer = on_step, scorer
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.train_rows, self.on_step = train_rows, on_step
         self.total = total_steps(self.config, len(train_rows))
         self.stop = min(self.total, job.stop_step or self.total)
+        self.group = Group(engine.device)
+        self.saver = Saver(self.config, engine, self.group, job.checkpoints, job.identity, job.start)
+        model = engine.deepspeed.module
+        self.windows = windows_of(model.config, train_rows.take([0])["input_ids"].shape[1])
+        size = self.config.micro_batch_size
+        self.evaluator = Evaluator(engine, self.group, eval_rows, size, scorer, self.windows)
+        self.noise = RowNoise(job.seed)
+        own_dropout(model, self.noise)
+        if self.config.neftune_alpha is not None:
+            add_neftune(model, self.config.neftune_alpha, self.noise)
+        self.watch = Watch(self.config)
+        self.speed = Speed()
         self.tokens = 0
         self.figures: Metrics = {}
-        self.speed = 0.0
+        self.stopped: Stopped | None = None
 
     def run(self) -> Outcome:
         """Train from the newest checkpoint, or the start, to the stop step.
@@ -97,185 +123,185 @@ class Loop:
         Raises:
             NonFiniteLoss: before the weights of that step could be saved.
             ResumeMismatch: the checkpoint belongs to another run.
+            TrainError: the loss ran away too often, or a figure to be judged by is not there.
         """
-        step = began_at = self._resume()
-        if step < self.stop:
-            step = self._train(step)
-        state = self.engine.trainable_state()
-        weights = {name[2:]: value for name, value in state.items() if name.startswith("w/")}
-        return Outcome(began_at, self.speed, step, self.total, self.tokens, self.figures, weights)
+        step = began_at = self._begin()
+        self.speed = Speed(float(self.figures.get("tokens_per_s", 0.0)))
+        while step < self.stop and not self.watch.ended and not self.stopped:
+            step = self._advance(step)
+        weights_step = self._take_best(step)
+        return Outcome(
+            began_at=began_at,
+            tokens_per_s=self.speed.tokens_per_s,
+            step=step,
+            total_steps=self.total,
+            tokens=self.tokens,
+            metrics=self.figures,
+            weights=weights_of(self.engine.trainable_state()),
+            weights_step=weights_step,
+            ended=self.watch.ended if step < self.total else None,
+            stopped=self.stopped,
+        )
 
-    def _train(self, step: int) -> int:
-        config, started, begun_at = self.config, time.monotonic(), step
-        stepping_s, logged_s, logged_tokens = 0.0, 0.0, self.tokens
-        begun_tokens = self.tokens
-        while step < self.stop:
-            before = time.monotonic()
-            figures = self._step(step)
-            stepping_s += time.monotonic() - before  # evaluation and saving are not training speed
-            step += 1
-            last = step == self.stop
-            due_eval = last or bool(config.eval_steps and step % config.eval_steps == 0)
-            due_log = due_eval or step % config.logging_steps == 0
-            if due_eval:
-                figures |= self._evaluate()
-            if due_log:
-                self.figures = {
-                    "step": step,
-                    "total_steps": self.stop,
-                    "epoch": step * config.global_batch_size / max(1, len(self.train_rows)),
-                    **figures,
-                    "tokens": self.tokens,
-                    "tokens_per_s": (self.tokens - logged_tokens) / (stepping_s - logged_s),
-                    "eta_s": (self.stop - step) * (time.monotonic() - started) / (step - begun_at),
-                }
-                logged_s, logged_tokens = stepping_s, self.tokens
-                self.speed = (self.tokens - begun_tokens) / stepping_s
-            if last or step % config.save_steps == 0:
-                self._save(step)
-            if due_log:
-                self.on_step(self.figures)
+    def _advance(self, step: int) -> int:
+        """Take a step, and do what is due after it; the step to go on from."""
+        config = self.config
+        before = time.monotonic()
+        figures, tokens, save_asked = self._step(step)
+        self.speed.took(tokens, time.monotonic() - before)  # evaluating and saving are not training speed
+        step += 1
+        if self.watch.saw_loss(figures["loss"]):
+            return self._go_back(step)
+        regular = bool(config.eval_steps and step % config.eval_steps == 0)
+        evaluated = regular or step == self.stop
+        if evaluated:
+            figures |= self.evaluator.figures()
+        # One that is due to the stop of a sweep's trial must not count: a run goes on behind it.
+        improved = (regular or step == self.total) and self.watch.saw_evaluation(step, figures)
+        logged = evaluated or step % config.logging_steps == 0
+        if logged:
+            self._log(step, figures)
+        final = step == self.stop or self.watch.ended is not None
+        due = improved or save_asked or self.stopped is not None or step % config.save_steps == 0
+        # A state in the middle of a spike is none to come back to.
+        if final or (due and self.watch.quiet):
+            self._save(step)
+        if logged:
+            self.on_step(self.figures)
         return step
 
-    def _step(self, step: int) -> Metrics:
-        """One optimizer step; the same result for any split of the global batch."""
-        import torch
+    def _step(self, step: int) -> tuple[Metrics, int, bool]:
+        """One optimizer step; the same result for any split of the global batch.
 
-        config, engine = self.config, self.engine
-        torch.manual_seed((self.job.seed * 1_000_003 + step) * 4096 + self.rank)
+        Returns its figures, its tokens, and whether `save_minutes` are over. May set `stopped`.
+        """
+        config, engine, size = self.config, self.engine, self.config.micro_batch_size
         ids = rows_of_step(config, self.job.seed, step, len(self.train_rows))
-        mine = ids.reshape(-1, self.world, config.micro_batch_size)[:, self.rank]
+        mine = ids.reshape(-1, self.group.world, size)[:, self.group.rank]
         micro = [self.train_rows.take(rows) for rows in mine]
-        local = [float(sum(supervised_mask(rows).sum() for rows in micro))]
-        local.append(float(sum((rows["segment_ids"] > 0).sum() for rows in micro)))
-        supervised, tokens = self._sum(local)
-        rate = learning_rate(config, step, self.total)
+        supervised, tokens, save_asked = self._agree(
+            float(sum(supervised_mask(rows).sum() for rows in micro)),
+            float(sum((rows["segment_ids"] > 0).sum() for rows in micro)),
+        )
+        rate = self.watch.rate_scale * learning_rate(config, step, self.total)
         engine.set_learning_rate(rate)
         # DeepSpeed divides by the accumulation steps and by the number of workers; undo both, so
         # that each token weighs the same.
-        scale = len(micro) * self.world / max(1.0, supervised)
+        scale = len(micro) * self.group.world / max(1.0, supervised)
         summed = 0.0
-        for number, rows in enumerate(micro):
-            batch = make_batch(rows, engine.device, engine.dtype)
-            loss = self._loss(batch)
+        for number, (rows_of_micro, rows) in enumerate(zip(mine, micro, strict=True)):
+            self.noise.begin(step, rows_of_micro, rows["segment_ids"])
+            batch = make_batch(rows, engine.device, engine.dtype, self.windows)
+            loss = batch_loss(engine, batch, config.label_smoothing)
             summed += float(loss.detach())
             if number == len(micro) - 1:
-                (summed,) = self._sum([summed])
+                # Before the backward pass that would step, with the gradients of the others too.
+                (summed,) = self.group.sum([summed])
                 if not math.isfinite(summed):
                     raise NonFiniteLoss(step + 1, "loss")
-            engine.deepspeed.backward(loss * scale)
-            engine.deepspeed.step()
-        norm = float(engine.deepspeed.get_global_grad_norm() or 0.0)
-        if not math.isfinite(norm):
+            engine.backward(loss * scale)
+        if not math.isfinite(engine.gradient_norm):
             raise NonFiniteLoss(step + 1, "gradient norm")
         self.tokens += int(tokens)
-        return {"loss": summed / max(1.0, supervised), "lr": rate, "grad_norm": norm}
+        figures = {"loss": summed / max(1.0, supervised), "lr": rate, "grad_norm": engine.gradient_norm}
+        if config.watchdog is not None:
+            figures["rollbacks"] = self.watch.rollbacks
+        return figures, int(tokens), save_asked
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        logits = self.engine.deepspeed(**batch.inputs).logits
-        if not batch.supervised:  # a forward and backward pass all the same: workers move together
-            return logits.sum() * 0.0  # type: ignore[no-any-return]
-        loss: torch.Tensor = loss_sum(logits, batch)
-        return loss
+    def _agree(self, supervised: float, tokens: float) -> tuple[float, float, bool]:
+        """Sum over all workers what each has and wants, in one exchange."""
+        asked = self.group.leads and self.job.stop_file is not None and self.job.stop_file.exists()
+        wants = [self.saver.minutes_due(), asked, stopping.signalled()]
+        total, tokens, minutes, file, signals = self.group.sum([supervised, tokens, *map(float, wants)])
+        if file or signals:
+            self.stopped = "asked" if file else "signalled"
+        return total, tokens, minutes > 0
 
-    def _evaluate(self) -> Metrics:
-        """Loss over the evaluation rows, token-weighted, and the task's figure."""
-        import torch
+    def _log(self, step: int, figures: Metrics) -> None:
+        self.figures = {
+            "step": step,
+            "total_steps": self.stop,
+            "epoch": step * self.config.global_batch_size / max(1, len(self.train_rows)),
+            **figures,
+            "tokens": self.tokens,
+            "tokens_per_s": self.speed.since_log(),
+            "eta_s": (self.stop - step) * self.speed.seconds_per_step,
+        }
 
-        engine, config = self.engine, self.config
-        model = engine.deepspeed.module
-        model.eval()
-        out: Metrics = {}
-        with torch.no_grad():
-            if len(self.eval_rows):
-                total, count = self._eval_loss(config.micro_batch_size)
-                total, count = self._sum([total, count])
-                out["eval_loss"] = total / max(1.0, count)
-            if self.scorer is not None:
-                parts = self._score(model)
-                for name, (numerator, denominator) in parts.items():
-                    numerator, denominator = self._sum([numerator, denominator])
-                    out[name] = numerator / max(1.0, denominator)
-        model.train()
-        return out
+    def _save(self, step: int) -> None:
+        state = {"tokens": self.tokens, "metrics": self.figures, "watch": self.watch.state()}
+        self.saver.save(step, state, self.watch.best_step)
 
-    def _eval_loss(self, size: int) -> tuple[float, float]:
-        """This worker's share; every worker makes the same number of passes, ZeRO-3 needs it."""
-        rows = len(self.eval_rows)
-        passes = math.ceil(rows / (size * self.world))
-        total = count = 0.0
-        for number in range(passes):
-            first = (number * self.world + self.rank) * size
-            index = [min(i, rows - 1) for i in range(first, first + size)]
-            taken = self.eval_rows.take(index)
-            taken["loss_mask"][np.arange(first, first + size) >= rows] = 0
-            batch = make_batch(taken, self.engine.device, self.engine.dtype)
-            total += float(self._loss(batch))
-            count += batch.supervised
-        return total, count
-
-    def _score(self, model: Any) -> dict[str, tuple[float, float]]:
-        assert self.scorer is not None
-        if self.engine.stage < 3:
-            return self.scorer(model, self.rank, self.world)
-        import deepspeed
-
-        # Each worker generates a different number of tokens; gathered weights need no lock step.
-        with deepspeed.zero.GatheredParameters(list(model.parameters())):
-            return self.scorer(model, self.rank, self.world)
-
-    def _resume(self) -> int:
-        """The step to go on from: own newest checkpoint, else the start's, else 0."""
-        checkpoint = self._find_checkpoint()
-        if checkpoint is None:
+    def _begin(self) -> int:
+        """The step to go on from, with everything as it was then."""
+        checkpoint = self.saver.find()
+        if checkpoint is None and self.config.watchdog is None:
             return 0
-        if checkpoint.state["identity"] != self.job.identity:
-            raise ResumeMismatch(
-                f"{checkpoint.path} was made with other data, another base or other hyperparameters; "
-                f"training does not go on from it"
-            )
-        batch = make_batch(self.train_rows.take([0]), self.engine.device, self.engine.dtype)
-        self.engine.materialise_optimizer(lambda: self._loss(batch) * 0.0)
+        rows = self.train_rows.take([0])
+        self.noise.begin(0, [0], rows["segment_ids"])
+        batch = make_batch(rows, self.engine.device, self.engine.dtype, self.windows)
+        self.engine.materialise_optimizer(lambda: batch_loss(self.engine, batch) * 0.0)
+        if checkpoint is None:  # something to come back to, should the first losses run away
+            self.engine.restore(self.engine.trainable_state(), 0)
+            self._save(0)
+            return 0
+        return self._load(checkpoint)
+
+    def _load(self, checkpoint: Checkpoint) -> int:
         self.engine.restore(checkpoint.tensors(), checkpoint.step)
         self.tokens = int(checkpoint.state["tokens"])
         self.figures = dict(checkpoint.state["metrics"])
-        self.speed = float(self.figures.get("tokens_per_s", 0.0))
+        self.watch = Watch.of(self.config, checkpoint.state["watch"])
+        if self.watch.best_step and not self.saver.has(self.watch.best_step):
+            if self.watch.best_step == checkpoint.step:
+                self.saver.adopt(checkpoint)
+            else:  # left behind by the sweep that this training starts from
+                self.watch.best, self.watch.best_step = None, 0
         return checkpoint.step
 
-    def _find_checkpoint(self) -> Checkpoint | None:
-        """Worker 0 looks, and moves damaged ones aside; the others open what it found."""
-        import torch.distributed as dist
+    def _go_back(self, step: int) -> int:
+        """To the newest checkpoint, which is from before the spike, with half the learning rate."""
+        checkpoint = self.saver.find()
+        assert checkpoint is not None, "there has been one since the first step"
+        rollbacks = self.watch.rollbacks
+        back = self._load(checkpoint)
+        self.watch.went_back(rollbacks, step)
+        if self.group.leads:
+            log.warning("loss spiked, went back", extra={"from_step": step, "to_step": back})
+        self._save(back)  # a run that is killed now remembers it
+        return back
 
-        found: list[str | None] = [None]
-        if self.rank == 0:
-            own = latest_checkpoint(self.job.checkpoints)
-            start = self.job.start
-            found = [str(own.path) if own else str(start) if start else None]
-        dist.broadcast_object_list(found)
-        return open_checkpoint(Path(found[0])) if found[0] else None
+    def _take_best(self, step: int) -> int:
+        """The step whose weights are training's result; they are in the engine afterwards."""
+        best, over = self.config.best, step == self.total or self.watch.ended is not None
+        if best is None or not best.publish or not over or self.watch.best_step in (0, step):
+            return step
+        checkpoint = self.saver.best(self.watch.best_step)
+        self.engine.restore(checkpoint.tensors(), checkpoint.step)
+        return checkpoint.step
 
-    def _save(self, step: int) -> None:
-        import torch.distributed as dist
 
-        tensors = self.engine.trainable_state()
-        if self.rank == 0:
-            state = {
-                "step": step,
-                "identity": self.job.identity,
-                "tokens": self.tokens,
-                "world": self.world,
-                "metrics": self.figures,
-            }
-            save_checkpoint(self.job.checkpoints, tensors, state, self.config.keep_checkpoints)
-        dist.barrier()  # nobody reports a step whose checkpoint may not exist yet
+class Speed:
+    """Tokens and seconds of the steps taken in this process."""
 
-    def _sum(self, values: list[float]) -> list[float]:
-        """Sums over all workers, in fp64."""
-        import torch
-        import torch.distributed as dist
+    def __init__(self, tokens_per_s: float = 0.0):
+        self.tokens_per_s = tokens_per_s
+        """Over all steps up to the last one logged; what the checkpoint knew before there is one."""
+        self.steps, self.tokens, self.seconds = 0, 0, 0.0
+        self._begun = time.monotonic()
+        self._logged_tokens, self._logged_seconds = 0, 0.0
 
-        if self.world == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
-        dist.all_reduce(tensor)
-        return [float(v) for v in tensor]
+    def took(self, tokens: int, seconds: float) -> None:
+        self.steps, self.tokens, self.seconds = self.steps + 1, self.tokens + tokens, self.seconds + seconds
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Evaluations and saves included."""
+        return (time.monotonic() - self._begun) / max(1, self.steps)
+
+    def since_log(self) -> float:
+        """Tokens per second since the last call."""
+        tokens, seconds = self.tokens - self._logged_tokens, self.seconds - self._logged_seconds
+        self._logged_tokens, self._logged_seconds = self.tokens, self.seconds
+        self.tokens_per_s = self.tokens / self.seconds
+        return tokens / seconds

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tunewright.models.packed import EVERY_LAYER, Windows, packed_masks
+
 if TYPE_CHECKING:
     import torch
 
@@ -43,19 +45,22 @@ def supervised_mask(rows: dict[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.bo
     return learned
 
 
-def make_batch(rows: dict[str, npt.NDArray[np.int64]], device: torch.device, dtype: torch.dtype) -> Batch:
+def make_batch(
+    rows: dict[str, npt.NDArray[np.int64]],
+    device: torch.device,
+    dtype: torch.dtype,
+    windows: Windows = EVERY_LAYER,
+) -> Batch:
     """Packed rows as the model takes them: no token sees another document.
 
     Logits are computed only for columns that some row supervises.
+
+    Args:
+        windows: how far the model's layers see, by `windows_of`.
     """
     import torch
 
     segments_BS = torch.from_numpy(rows["segment_ids"]).to(device)
-    length = segments_BS.shape[1]
-    same_BSS = segments_BS[:, :, None] == segments_BS[:, None, :]
-    causal_SS = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    bias_BSS = torch.zeros(same_BSS.shape, dtype=dtype, device=device)
-    bias_BSS.masked_fill_(~(same_BSS & causal_SS), torch.finfo(dtype).min)
     learned = supervised_mask(rows)
     kept = np.flatnonzero(learned.any(axis=0))
     row_index, column = np.nonzero(learned)
@@ -63,7 +68,7 @@ def make_batch(rows: dict[str, npt.NDArray[np.int64]], device: torch.device, dty
         inputs={
             "input_ids": torch.from_numpy(rows["input_ids"]).to(device),
             "position_ids": torch.from_numpy(rows["position_ids"]).to(device),
-            "attention_mask": bias_BSS[:, None],
+            "attention_mask": packed_masks(segments_BS, dtype, windows),
             "logits_to_keep": torch.from_numpy(kept).to(device),
             "use_cache": False,
         },
@@ -73,9 +78,15 @@ def make_batch(rows: dict[str, npt.NDArray[np.int64]], device: torch.device, dty
     )
 
 
-def loss_sum(logits_BKV: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Sum of the cross entropy over the batch's supervised tokens, in fp32."""
+def loss_sum(logits_BKV: torch.Tensor, batch: Batch, smoothing: float = 0.0) -> torch.Tensor:
+    """Sum of the cross entropy over the batch's supervised tokens, in fp32.
+
+    Args:
+        smoothing: share of each target that is spread evenly over the vocabulary.
+    """
     import torch
 
     logits_NV = logits_BKV[batch.rows, batch.columns].float()
-    return torch.nn.functional.cross_entropy(logits_NV, batch.targets_N, reduction="sum")
+    return torch.nn.functional.cross_entropy(
+        logits_NV, batch.targets_N, reduction="sum", label_smoothing=smoothing
+    )

@@ -10,16 +10,46 @@ import numpy.typing as npt
 from tunewright.config import TrainConfig
 from tunewright.errors import TrainError
 
+WSD_DECAY = 0.1
+"""Share of all steps in which the rate of `wsd` falls, when the configuration does not say."""
+
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
-    """The rate of optimizer step `step` (0-based): linear warm-up, then the chosen decay to 0."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.lr_scheduler_type == "constant":
-        return config.learning_rate
-    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    share = 0.5 * (1 + math.cos(math.pi * done)) if config.lr_scheduler_type == "cosine" else 1 - done
-    return config.learning_rate * share
+    """The rate of optimizer step `step` (0-based): linear warm-up, then the chosen decay.
+
+    The decay spans the steps behind the warm-up and would be at `min_lr_ratio` in step
+    `total_steps`, the first that is not taken.
+    """
+    peak, warm = config.learning_rate, warmup_steps(config, total_steps)
+    if step < warm:
+        return peak * (step + 1) / warm
+    lowest = config.min_lr_ratio
+    return peak * (lowest + (1 - lowest) * _height(config, step, warm, total_steps))
+
+
+def warmup_steps(config: TrainConfig, total_steps: int) -> int:
+    """Steps in which the rate rises; a share of all steps is rounded up."""
+    return config.warmup_steps or _share(config.warmup_fraction, total_steps)
+
+
+def _share(fraction: float, steps: int) -> int:
+    """A share of the steps, rounded up; 0.07 of 100 is 7, though their product is a little more."""
+    return math.ceil(fraction * steps - 1e-9)
+
+
+def _height(config: TrainConfig, step: int, warm: int, total_steps: int) -> float:
+    """How high the rate stands between its lowest, 0, and its highest, 1."""
+    kind = config.lr_scheduler_type
+    if kind == "constant":
+        return 1.0
+    begin = warm
+    if kind == "wsd":
+        share = WSD_DECAY if config.decay_fraction is None else config.decay_fraction
+        begin = max(warm, total_steps - _share(share, total_steps))
+        if step < begin:
+            return 1.0
+    done = (step - begin) / max(1, total_steps - begin)
+    return 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else 1 - done
 
 
 def total_steps(config: TrainConfig, rows: int) -> int:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.artifacts import explained, write_json
 from tunewright.config import TrainConfig
-from tunewright.train.loop import Job, Loop, Metrics, Outcome, Scorer
+from tunewright.errors import TrainError
+from tunewright.train.evaluating import Scorer
+from tunewright.train.loop import Job, Loop, Metrics, Outcome
+from tunewright.train.stopping import STOP_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -61,19 +65,26 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             "tokens": outcome.tokens,
             "resumed_at_step": outcome.began_at,
             "tokens_per_s": outcome.tokens_per_s,
+            "weights_step": outcome.weights_step,
+            **({"ended": outcome.ended} if outcome.ended else {}),
         }
         write_json(Path(spec.work) / "outcome.json", final)
 
 
 def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> Outcome:
-    """Train as the spec says, in a process that has a torch.distributed group already."""
+    """Train as the spec says, in a process that has a torch.distributed group already.
+
+    Raises:
+        TrainError: training was asked to stop; it has saved and goes on when it is started again.
+        WorkerEnds: this process was, so that its group is restarted from what it saved.
+    """
     import torch
 
     from tunewright.data.dataset import open_rows
     from tunewright.models.load import load_model
     from tunewright.train.checkpoint import disk_errors
     from tunewright.train.engine import build_engine, prepare_process
-    from tunewright.train.methods import apply_method, export
+    from tunewright.train.methods import apply_method, context_left, export
 
     _quiet()
     prepare_process()
@@ -86,9 +97,11 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
     if device.type == "cpu":
         torch.set_num_threads(max(1, round(config.worker_resources.cpus)))
     dtype = compute_dtype(config.precision, device.type)
+    train, evaluation = (open_rows(Path(spec.data), split) for split in ("train", "eval"))
     model = load_model(Path(spec.base), None, dtype)
     model.config.use_cache = False
     trained = apply_method(model, config.method, spec.seed)
+    context_left(trained, train.take([0])["input_ids"].shape[1])
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -110,15 +123,33 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
         checkpoints=work / "checkpoints",
         stop_step=spec.stop_step,
         start=Path(spec.start) if spec.start else None,
+        stop_file=work / STOP_FILE,
     )
     scorer = spec.make_scorer() if spec.make_scorer else None
-    train, evaluation = (open_rows(Path(spec.data), split) for split in ("train", "eval"))
     outcome = Loop(job, engine, train, evaluation, on_step, scorer).run()
-    if spec.export and rank == 0:
-        kind = "model" if config.method.type == "full" else "adapter"
-        with explained(f"writing the {kind}"), disk_errors(work / "out" / kind):
-            export(trained, outcome.weights, config.method, work / "out" / kind)
+    _check_finished(outcome)
+    if spec.export:
+        kind = config.method.result
+        # A whole folder needs the weights that were not trained, too; an adapter must not gather its base.
+        gathered = engine.whole_model() if config.method.type == "freeze" else nullcontext()
+        with gathered, explained(f"writing the {kind}"), disk_errors(work / "out" / kind):
+            if rank == 0:
+                export(trained, outcome.weights, config.method, work / "out" / kind)
     return outcome
+
+
+class WorkerEnds(Exception):
+    """This process was told to end. Not an error of ours: the worker group is to be restarted."""
+
+
+def _check_finished(outcome: Outcome) -> None:
+    if outcome.stopped == "asked":
+        raise TrainError(
+            f"training was asked to stop after step {outcome.step} of {outcome.total_steps}, and has saved; "
+            f"start it again to go on"
+        )
+    if outcome.stopped == "signalled":
+        raise WorkerEnds(f"a worker was told to end after step {outcome.step}; its work is saved")
 
 
 def compute_dtype(precision: str, device: str) -> torch.dtype:

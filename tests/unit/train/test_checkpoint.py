@@ -52,6 +52,13 @@ def test_the_newest_counts_and_only_the_last_few_are_kept(tmp_path: Path) -> Non
     assert found.step == 1000
 
 
+def test_one_more_is_spared_besides_the_last_few(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        tensors = {"w/a": torch.zeros(1)}
+        save_checkpoint(tmp_path, tensors, {"step": step, "identity": "x"}, 2, spare=5 if step < 20 else 15)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000015", "step-000020"]
+
+
 def test_a_step_that_is_taken_again_replaces_its_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 5)
     save_checkpoint(tmp_path, {"w/a": torch.zeros(1)}, {"step": 5, "identity": "y"}, 5)

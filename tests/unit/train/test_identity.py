@@ -14,8 +14,8 @@ from tunewright.errors import TrainError
 from tunewright.train.launch import identity, train_plan
 
 CONFIG = TrainConfig(max_steps=8, global_batch_size=16, micro_batch_size=2)
-CHATS: dict[str, Any] = {"funnel": [{"format": "messages"}, {"format": "alpaca"}]}
-TEXTS: dict[str, Any] = {"funnel": [{"format": "text"}]}
+CHATS: dict[str, Any] = {"task": "conversation"}
+TEXTS: dict[str, Any] = {"task": "text"}
 
 
 @pytest.fixture

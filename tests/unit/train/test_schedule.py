@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tunewright.config import TrainConfig
 from tunewright.errors import TrainError
@@ -56,6 +57,63 @@ def test_a_cosine_rate_is_half_way_down_in_the_middle() -> None:
 def test_a_warm_up_as_long_as_training_divides_by_nothing() -> None:
     assert learning_rate(config(warmup_steps=100), 99, 100) == pytest.approx(PEAK)
     assert learning_rate(config(warmup_steps=100), 100, 100) == pytest.approx(PEAK)
+
+
+def test_wsd_stays_at_the_full_rate_and_falls_in_a_line_at_the_end() -> None:
+    rate = rates(lr_scheduler_type="wsd", warmup_steps=10, decay_fraction=0.2)
+    assert set(rate[9:81]) == {PEAK}
+    assert np.diff(rate[80:]) == pytest.approx(-PEAK / 20)
+    assert rates(lr_scheduler_type="wsd")[90:92] == [PEAK, pytest.approx(PEAK * 0.9)]
+    assert rates(lr_scheduler_type="wsd", warmup_steps=50, decay_fraction=1.0)[50] == PEAK
+
+
+def test_a_warm_up_may_be_a_share_of_all_steps() -> None:
+    assert rates(warmup_fraction=0.095) == rates(warmup_steps=10)
+    assert rates(warmup_fraction=0.0) == rates(warmup_steps=0)
+    assert rates(warmup_fraction=0.07) == rates(warmup_steps=7)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "wsd"])
+def test_the_rate_ends_at_its_lowest_share(kind: Any) -> None:
+    falling = config(lr_scheduler_type=kind, min_lr_ratio=0.25)
+    assert learning_rate(falling, 100, 100) == pytest.approx(PEAK / 4)
+    assert learning_rate(falling, 0, 100) == PEAK
+    assert learning_rate(falling, 95, 100) > PEAK / 4
+
+
+@given(
+    st.sampled_from(["constant", "linear", "cosine", "wsd"]),
+    st.integers(1, 80),
+    st.integers(0, 90),
+    st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_every_rate_is_positive_never_above_the_peak_and_never_rises_after_the_warm_up(
+    kind: Any, steps: int, warm: int, lowest: float
+) -> None:
+    chosen = config(
+        lr_scheduler_type=kind,
+        warmup_steps=warm,
+        min_lr_ratio=0.0 if kind == "constant" else lowest,
+        max_steps=steps,
+    )
+    rate = [learning_rate(chosen, step, steps) for step in range(steps)]
+    assert all(0 < each <= PEAK * (1 + 1e-12) for each in rate)
+    assert all(a < b for a, b in pairwise(rate[:warm]))
+    assert all(a >= b * (1 - 1e-12) for a, b in pairwise(rate[warm:]))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"warmup_steps": 1, "warmup_fraction": 0.1}, "give one of warmup_steps and warmup_fraction"),
+        ({"lr_scheduler_type": "constant", "min_lr_ratio": 0.1}, "a constant rate does not fall"),
+        ({"decay_fraction": 0.1}, "decay_fraction is for wsd, and lr_scheduler_type is cosine"),
+    ],
+    ids=["warm-up", "constant", "decay"],
+)
+def test_settings_that_have_no_effect_are_refused(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        config(**values)
 
 
 @pytest.mark.parametrize(
