@@ -70,6 +70,7 @@ RENDERING = (
     "models/segments",
     "models/templates",
     "models/turns",
+    "models/words",
 )
 """The modules that decide what tokens a conversation becomes."""
 MOST_WARMED = 64

@@ -6,6 +6,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunewright.errors import ModelError
+from tunewright.models.words import Words, words_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +20,9 @@ _PROBES = (
     "\n",
     "\u00e9\u0301 \u6f22\u5b57 \U0001f600 ",
 )
+
+CHECKED = 512
+"""Texts of a process that are encoded both ways and compared."""
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +39,11 @@ class SegmentEncoder:
         self._backend: Any = tokenizer.backend_tokenizer
         around = " ".join(special_tokens)
         probes = [*_PROBES, f"a {around}b", f"{around}\n"]
+        self._words: Words | None = None
         self._direct = self._by_backend(probes) == self._by_wrapper(probes)
+        if self._direct:
+            self._words = words_of(tokenizer)
+            self._checks_left = CHECKED
         if not self._direct:
             log.info("tokenizer is asked through its wrapper", extra={"tokenizer": type(tokenizer).__name__})
 
@@ -41,7 +51,28 @@ class SegmentEncoder:
         """The ids of each text."""
         if not texts:
             return []
-        return self._by_backend(texts) if self._direct else self._by_wrapper(texts)
+        if not self._direct:
+            return self._by_wrapper(texts)
+        return self._by_words(self._words, texts) if self._words else self._by_backend(texts)
+
+    def _by_words(self, words: Words, texts: Sequence[str]) -> list[list[int]]:
+        """Word by word where that is exact, else by the tokenizer; the first texts by both.
+
+        Raises:
+            ModelError: the two differ, which would make what is learned depend on where it was made.
+        """
+        found = [words.encode(text) if text.isascii() else None for text in texts]
+        others = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        rest = iter(self._by_backend(others) if others else ())
+        out = [next(rest) if ids is None else ids for ids in found]
+        if self._checks_left > 0:
+            checked = min(self._checks_left, len(texts))
+            self._checks_left -= checked
+            if self._by_backend(texts[:checked]) != out[:checked]:
+                raise ModelError(
+                    "the tokenizer's ids are not those of its words; please report this tokenizer"
+                )
+        return out
 
     def _by_backend(self, texts: Sequence[str]) -> list[list[int]]:
         backend = self._backend
