@@ -11,7 +11,6 @@ front. Wants ../shared/models/gpt2-tokenizer-hf and ../shared/data. The last lin
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from result import conclude
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -251,7 +251,6 @@ def report(
         and ours["again_s"] <= GOALS["second_run_s"]
         and (growth is None or growth <= GOALS["memory_growth"])
     )
-    env = {"python": platform.python_version(), "cpus": os.cpu_count(), "machine": platform.machine()}
     metrics = {
         "conversations_per_s": round(rate),
         "ours": ours,
@@ -261,16 +260,7 @@ def report(
         "large": large,
         "memory_growth": growth,
     }
-    result = {
-        "name": "data_prepare",
-        "env": env,
-        "metrics": metrics,
-        "ratios": ratios,
-        "goals": GOALS,
-        "met": met,
-    }
-    print(json.dumps(result))
-    return 0 if met else 1
+    return conclude("data_prepare", metrics, ratios, GOALS, met)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ Each time is the whole command from nothing: local Ray, job, stages, endpoint, i
 The last line is one JSON object.
 """
 
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from result import conclude
 
 from tunewright.artifacts import read_json
 
@@ -59,18 +59,8 @@ def main() -> int:
         and metrics["tuned_exact_match"] >= GOALS["tuned_exact_match"]
         and metrics["base_exact_match"] <= GOALS["base_exact_match"]
     )
-    env = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     ratios = {"second/first": round(second_s / first_s, 3)}
-    result = {
-        "name": "quickstart",
-        "env": env,
-        "metrics": metrics,
-        "ratios": ratios,
-        "goals": GOALS,
-        "met": met,
-    }
-    print(json.dumps(result))
-    return 0 if met else 1
+    return conclude("quickstart", metrics, ratios, GOALS, met)
 
 
 if __name__ == "__main__":

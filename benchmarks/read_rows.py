@@ -9,9 +9,7 @@ JSON object.
 """
 
 import argparse
-import json
 import os
-import platform
 import secrets
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow as pa
+from result import conclude
 
 from tunewright.data.encryption import Cipher
 from tunewright.data.pack import pack_best_fit
@@ -121,27 +120,12 @@ def main() -> int:
     grown = max(m[f"rss_growth_mib_{kind}"] for m in metrics.values() for kind in ("warm", "cold"))
     slowest = min(m["rows_per_s_warm"] for m in metrics.values())
     met = slowest >= GOALS["rows_per_s_warm"] and grown <= GOALS["rss_growth_mib"]
-    env = {
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "pyarrow": pa.__version__,
-    }
     ratios = {
         "encrypted/plain": round(
             metrics["encrypted"]["rows_per_s_warm"] / metrics["plain"]["rows_per_s_warm"], 3
         )
     }
-    result = {
-        "name": "read_rows",
-        "env": env,
-        "metrics": metrics,
-        "ratios": ratios,
-        "goals": GOALS,
-        "met": met,
-    }
-    print(json.dumps(result))
-    return 0 if met else 1
+    return conclude("read_rows", metrics, ratios, GOALS, met, pyarrow=pa.__version__)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunewright.data.rows import NO_LABEL, Document, Task
+from tunewright.data.rows import KTO_LABELS, NO_LABEL, Document, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REPLACEMENT = "\ufffd"
 PREFERENCE_PARTS = ("chosen", "rejected")
-KTO_LABELS = ("bad", "good")
 
 
 def token_lines(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[tuple[str, bool]]:
@@ -33,7 +32,7 @@ def described(
 ) -> dict[str, Any]:
     """The tokens of a document by its parts, and how many of its answers teach an end, as plain values.
 
-    parts      [{"name": "chosen", "tokens": [{"text": "Hi", "loss": true, "label": "good"}]}]
+    parts      [{"name": "chosen", "tokens": [{"text": "Hi", "loss": true, "label": "place"}]}]
     tokens     number of tokens; `supervised` of them carry loss
     answers    stretches of tokens with loss; `ended` of them end with a stop token, such as `end_token`
 

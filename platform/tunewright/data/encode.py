@@ -16,6 +16,7 @@ import numpy as np
 
 from tunewright.config import DataConfig
 from tunewright.data.encode_texts import TextEncoder, too_long
+from tunewright.data.formats.turns import INSTRUCTING
 from tunewright.data.overflow import fit
 from tunewright.data.rows import NO_LABEL, Document, Encoded, Example, Task
 from tunewright.errors import DataError
@@ -23,7 +24,6 @@ from tunewright.models.chat import ChatRenderer, Rendered
 
 Message = dict[str, Any]
 Conversation = tuple[list[Message], list[dict[str, Any]] | None]
-INSTRUCTING = ("system", "developer")
 
 
 class Encoder:

@@ -36,7 +36,7 @@ from tunewright.data.figures import Figures
 from tunewright.data.funnel import check_rules, data_facts, data_report
 from tunewright.data.mixing import choose, merge_census, needs_census
 from tunewright.data.privacy import Redactor
-from tunewright.data.rows import Chunk, Task
+from tunewright.data.rows import KTO_LABELS, Chunk, Task
 from tunewright.data.sources import source_chunks, source_identity, write_builtin
 from tunewright.data.sources.fetch import fetch_source
 from tunewright.data.sources.snapshot import SnapshotSource
@@ -74,7 +74,6 @@ RENDERING = (
 )
 """The modules that decide what tokens a conversation becomes."""
 MOST_WARMED = 64
-KTO_LABELS = ("undesirable", "desirable")
 Tell = Callable[[str], None]
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Task = Literal["conversation", "text", "preference", "kto", "classification", "tags"]
+KTO_LABELS = ("undesirable", "desirable")
+"""The classes of task kto, by number."""
 NO_LABEL = -100
 """In `Document.labels`: nothing is to be learned at this position, as torch's losses have it."""
 

@@ -164,7 +164,7 @@ def test_a_pair_is_shown_as_chosen_and_rejected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "said"), [("kto", "bad"), ("tags", "B-person"), ("classification", "B-person")]
+    ("task", "said"), [("kto", "undesirable"), ("tags", "B-person"), ("classification", "B-person")]
 )
 def test_labels_stand_at_their_tokens_by_name(task: Any, said: str) -> None:
     tokenizer = byte_tokenizer()

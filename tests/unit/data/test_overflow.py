@@ -31,6 +31,13 @@ def learned(renderer: Any, documents: list[Any]) -> list[str]:
     return [renderer.tokenizer.decode(ids) for document in documents for ids in stretches(document)]
 
 
+def cramped(style: str, drawn: list[tuple[str, str]], system: str | None, room: float) -> tuple[Any, ...]:
+    """A renderer, a conversation, its whole documents, and a limit of `room` times the longest."""
+    renderer, messages = renderer_of(style), chat(drawn, system)
+    whole = renderer.render(messages, history="expand")
+    return renderer, messages, whole, max(8, int(room * max(len(d.ids) for d in whole)))
+
+
 def text(renderer: Any, document: Any) -> str:
     return str(renderer.tokenizer.decode(document.ids))
 
@@ -41,9 +48,7 @@ def text(renderer: Any, document: Any) -> str:
 def test_divided_conversations_teach_every_answer_once(
     style: str, drawn: list[tuple[str, str]], system: str | None, room: float
 ) -> None:
-    renderer, messages = renderer_of(style), chat(drawn, system)
-    whole = renderer.render(messages, history="expand")
-    limit = max(8, int(room * max(len(d.ids) for d in whole)))
+    renderer, messages, whole, limit = cramped(style, drawn, system, room)
     try:
         documents, note = fit(renderer, messages, None, limit, "split", history="expand")
     except DataError as error:
@@ -65,9 +70,7 @@ def test_divided_conversations_teach_every_answer_once(
 def test_a_shortened_conversation_keeps_its_last_answers_whole(
     style: str, drawn: list[tuple[str, str]], system: str | None, room: float
 ) -> None:
-    renderer, messages = renderer_of(style), chat(drawn, system)
-    whole = renderer.render(messages, history="expand")
-    limit = max(8, int(room * max(len(d.ids) for d in whole)))
+    renderer, messages, whole, limit = cramped(style, drawn, system, room)
     try:
         documents, note = fit(renderer, messages, None, limit, "truncate_prompt", history="expand")
     except DataError as error:
