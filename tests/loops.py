@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,24 @@ def small_model(kind: str = "llama", **changes: Any) -> Any:
     return model.eval()
 
 
+def plain_forward(model: Any, windows: Any = None) -> Any:
+    """The model as training asks it, without an engine around it."""
+    from tunewright.models.packed import EVERY_LAYER
+    from tunewright.train.forward import Forward
+
+    engine: Any = SimpleNamespace(deepspeed=model, device=torch.device("cpu"), dtype=torch.float32, stage=0)
+    return Forward(engine, EVERY_LAYER if windows is None else windows)
+
+
+def language_loss(forward: Any, rows: dict[str, Any]) -> Any:
+    """Sum of the cross entropy of the rows' supervised tokens."""
+    from tunewright.train.objectives.base import Places
+    from tunewright.train.objectives.language import supervised_mask
+
+    logps_N, _ = forward.logps(rows, Places.of(supervised_mask(rows)))
+    return -logps_N.sum()
+
+
 @dataclass
 class Training:
     """What a training is made of, for `train`."""
@@ -105,6 +124,8 @@ class Training:
     stop_step: int | None = None
     start: Path | None = None
     dtype: torch.dtype = torch.float32
+    beside: Sequence[Any] = ()
+    labels: tuple[str, ...] = ()
     change_engine: Callable[[Any], None] | None = None
     on_step: Callable[[dict[str, float]], None] | None = None
 
@@ -127,6 +148,8 @@ def train(training: Training) -> Trained:
     from tunewright.train.engine import build_engine
     from tunewright.train.loop import Job, Loop
     from tunewright.train.methods import apply_method
+    from tunewright.train.objectives import make_objective
+    from tunewright.train.streams import Stream
 
     config = training.config
     model = training.model().to(training.dtype)
@@ -150,7 +173,8 @@ def train(training: Training) -> Trained:
         start=training.start,
         stop_file=training.work / "stop",
     )
-    loop = Loop(job, engine, training.rows, training.eval_rows, told)
+    main = Stream("", make_objective(config, training.labels), training.rows, training.eval_rows)
+    loop = Loop(job, engine, [main, *training.beside], told)
     return Trained(loop.run(), figures, loop)
 
 

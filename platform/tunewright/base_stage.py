@@ -57,7 +57,7 @@ def base_stage(line: Line) -> Artifact:
 def _tiny(line: Line) -> Artifact:
     """Newborn model -> pretraining data -> pretraining -> base; each an artifact like any other."""
     from tunewright.data.prepare import prepare, prepare_plan
-    from tunewright.train.launch import train, train_plan
+    from tunewright.train.stage import Training, train
 
     store = line.store
     newborn = line.make("tokenizer", _newborn_plan(), lambda: _make_newborn(line), _told)
@@ -68,14 +68,11 @@ def _tiny(line: Line) -> Artifact:
         lambda: prepare(store, TINY_DATA, newborn, data_plan),
         lambda a: f"{a.facts['train_documents']:,} documents, {a.facts['train_tokens']:,} tokens",
     )
-    config = _fitting(TINY_TRAIN)
-    plan = train_plan(config, newborn, data, SEED)
+    training = Training(_fitting(TINY_TRAIN), newborn, data, SEED)
     trained = line.make(
         "pretrain",
-        plan,
-        lambda: train(
-            store, config, newborn, data, SEED, plan, progress=lambda m: line.training_line(m, "pretrain  ")
-        ),
+        training.plan,
+        lambda: train(store, training, progress=lambda m: line.training_line(m, "pretrain  ")),
         lambda a: f"{a.facts['tokens']:,} tokens seen, loss {a.facts['loss']:.3f}",
     )
     base_plan = Plan("base", {"trained": trained.ref}, {"name": "tiny"}, code_hash("base_stage"))

@@ -13,17 +13,21 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tunewright.artifacts import Artifact, Store, write_json
 from tunewright.base_stage import base_stage
 from tunewright.closing import finish, write_data_report
-from tunewright.config import RunConfig, TrainConfig, load_run
+from tunewright.config import RunConfig, load_run
 from tunewright.errors import ConfigError, EvaluateError, GateRefused, TunewrightError
 from tunewright.evaluation_stage import evaluation_stage, read_scores
 from tunewright.line import Line, quiet_libraries
 from tunewright.preflight import check_cluster_size, check_files
+
+if TYPE_CHECKING:
+    from tunewright.train.stage import Training
 
 STAGES = ("base", "data", "sweep", "train", "evaluate", "register", "deploy")
 ASKED = 8
@@ -102,9 +106,9 @@ def _stages(line: Line, until: str, made: dict[str, Any]) -> None:
     if "data" in wanted:
         made["data"] = _data(line, made["base"])
     if "sweep" in wanted and line.run.sweep is not None:
-        made["sweep"] = _sweep(line, made["base"], made["data"])
+        made["sweep"] = _sweep(line, _training(line, made))
     if "train" in wanted:
-        made["train"] = _train(line, made["base"], made["data"], made.get("sweep"))
+        made["train"] = _train(line, _training(line, made), made.get("sweep"))
     if "evaluate" in wanted:
         made["evaluate"] = evaluation_stage(line, made["base"], made["data"], made["train"])
     if "register" in wanted:
@@ -112,6 +116,12 @@ def _stages(line: Line, until: str, made: dict[str, Any]) -> None:
         made["alias"] = _promote(line, made["version"])
     if "deploy" in wanted and line.run.serve is not None:
         made |= _deploy(line, made["evaluate"])
+
+
+def _training(line: Line, made: dict[str, Any]) -> Training:
+    from tunewright.train.stage import Training
+
+    return Training(line.run.train, made["base"], made["data"], line.run.seed)
 
 
 def _connect() -> None:
@@ -167,13 +177,13 @@ def _data(line: Line, base: Artifact) -> Artifact:
     return data
 
 
-def _sweep(line: Line, base: Artifact, data: Artifact) -> Artifact:
+def _sweep(line: Line, training: Training) -> Artifact:
     from tunewright.tune.campaign import sweep, sweep_plan
 
     run = line.run
     assert run.sweep is not None
     metric = run.sweep.metric
-    plan = sweep_plan(run, base, data)
+    plan = sweep_plan(run, training)
 
     def progress(trial: int, params: dict[str, Any], result: dict[str, Any]) -> None:
         if metric in result:
@@ -189,29 +199,22 @@ def _sweep(line: Line, base: Artifact, data: Artifact) -> Artifact:
         states = ", ".join(f"{count} {state}" for state, count in facts["states"].items() if count)
         return f"trial {facts['winner']} wins with {metric} {facts[metric]:.3f} ({values}); {states}"
 
-    return line.make("sweep", plan, lambda: sweep(line.store, run, base, data, plan, progress), told)
+    return line.make("sweep", plan, lambda: sweep(line.store, run, training, plan, progress), told)
 
 
-def _train(line: Line, base: Artifact, data: Artifact, swept: Artifact | None) -> Artifact:
-    from tunewright.train.launch import train, train_plan
+def _train(line: Line, training: Training, swept: Artifact | None) -> Artifact:
+    from tunewright.train.stage import train
     from tunewright.tune.campaign import winner_config
 
-    run = line.run
-    config: TrainConfig = winner_config(run, swept) if swept else run.train
-    plan = train_plan(config, base, data, run.seed, swept)
-    start = swept.path / "winner" if swept else None
+    if swept is not None:
+        training = replace(training, config=winner_config(line.run, swept), start=swept)
 
     def told(trained: Artifact) -> str:
         facts = trained.facts
         loss = f"loss {facts['loss']:.3f}, eval loss {facts.get('eval_loss', float('nan')):.3f}"
         return f"{facts['steps']} steps, {facts['tokens']:,} tokens, {loss}"
 
-    return line.make(
-        "train",
-        plan,
-        lambda: train(line.store, config, base, data, run.seed, plan, start, line.training_line),
-        told,
-    )
+    return line.make("train", training.plan, lambda: train(line.store, training, line.training_line), told)
 
 
 def _register(line: Line, trained: Artifact, evaluation: Artifact) -> Any:

@@ -13,8 +13,9 @@ from tunewright.config.train import ZeroConfig
 from tunewright.data.prepare import prepare, prepare_plan
 from tunewright.errors import ClusterError, ResumeMismatch, TrainError
 from tunewright.models.base import model_folder, register_folder
-from tunewright.train.launch import check_cluster, identity, run_workers, train, train_plan
-from tunewright.train.worker import WorkerSpec, read_metrics
+from tunewright.train.launch import check_cluster, run_workers
+from tunewright.train.stage import Training, train
+from tunewright.train.worker import TaskSpec, WorkerSpec, read_metrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -41,9 +42,9 @@ class Prepared:
         return WorkerSpec(
             config=config,
             seed=1,
-            identity=identity(config, self.base, self.data, 1),
+            identity=Training(config, self.base, self.data, 1).identity,
             base=str(model_folder(self.base)),
-            data=str(self.data.path),
+            tasks=(TaskSpec("", config, str(self.data.path)),),
             work=str(work),
             stop_step=stop,
             start=None,
@@ -110,12 +111,12 @@ def test_a_checkpoint_of_other_hyperparameters_is_refused_at_once(
 
 def test_full_fine_tuning_publishes_a_model_folder(prepared: Prepared) -> None:
     config = prepared.run.train.model_copy(update={"method": FullConfig(), "max_steps": 2, "workers": 1})
-    plan = train_plan(config, prepared.base, prepared.data, 1)
-    trained = train(prepared.store, config, prepared.base, prepared.data, 1, plan)
+    training = Training(config, prepared.base, prepared.data, 1)
+    trained = train(prepared.store, training)
     assert (trained.path / "model" / "model.safetensors").is_file()
     assert (trained.path / "tokenizer" / "tokenizer.json").is_file()
     assert trained.facts["steps"] == 2
-    assert prepared.store.find(plan) is not None
+    assert prepared.store.find(training.plan) is not None
 
 
 def test_more_workers_than_the_cluster_holds_are_refused(ray_cluster: None) -> None:
@@ -128,4 +129,4 @@ def test_more_workers_than_the_cluster_holds_are_refused(ray_cluster: None) -> N
 def test_an_objective_that_is_not_for_the_rows_is_refused(prepared: Prepared) -> None:
     config = prepared.run.train.model_copy(update={"objective": "pretrain"})
     with pytest.raises(TrainError, match="objective is pretrain, but the rows are conversations; say sft"):
-        train_plan(config, prepared.base, prepared.data, 1)
+        Training(config, prepared.base, prepared.data, 1)

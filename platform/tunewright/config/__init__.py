@@ -15,6 +15,7 @@ from tunewright.config.methods import (
     QloraConfig,
     RsloraConfig,
 )
+from tunewright.config.objectives import ObjectiveConfig, PreferenceConfig, SideTask
 from tunewright.config.run import RunConfig, default_store_root
 from tunewright.config.serve import ServeConfig
 from tunewright.config.sources import (
@@ -47,6 +48,8 @@ __all__ = [
     "Ia3Config",
     "LocalSource",
     "LoraConfig",
+    "ObjectiveConfig",
+    "PreferenceConfig",
     "PrefixTuningConfig",
     "PromptTuningConfig",
     "QloraConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "RunConfig",
     "Sample",
     "ServeConfig",
+    "SideTask",
     "Source",
     "SqlSource",
     "SweepConfig",

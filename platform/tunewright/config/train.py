@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from math import lcm
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from tunewright.config.base import Config
 from tunewright.config.methods import AnyMethod, LoraConfig
+from tunewright.config.objectives import ObjectiveConfig
 
 
 class BaseModelConfig(Config):
@@ -24,6 +26,20 @@ class ZeroConfig(Config):
 
     stage: Literal[0, 1, 2, 3] = 2
     """1: optimizer states; 2: gradients too; 3: weights too; 0: nothing."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's states in the machine's memory, and step there; slower, for GPUs too small."""
+    offload_params: bool = False
+    """Keep the weights there too, and bring each layer's to the GPU when it is its turn; stage 3."""
+    stage3_param_persistence_threshold: int = Field(100_000, ge=0)
+    """Stage 3 leaves weights of fewer elements than this whole on every worker; DeepSpeed's own default."""
+
+    @model_validator(mode="after")
+    def _offloads_what_is_partitioned(self) -> ZeroConfig:
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("offload_optimizer is done by stages 1, 2 and 3; choose one of them")
+        if self.offload_params and self.stage != 3:
+            raise ValueError(f"offload_params is done by stage 3, and stage is {self.stage}")
+        return self
 
 
 class WorkerResources(Config):
@@ -31,6 +47,35 @@ class WorkerResources(Config):
 
     cpus: float = Field(1.0, gt=0)
     gpus: float = Field(0.0, ge=0)
+
+
+class ElasticWorkers(Config):
+    """`workers:` as many as the cluster holds, between two numbers; others when that changes.
+
+    A change restarts the workers from the newest checkpoint. The global batch stays what it is, so
+    each number of workers must divide it.
+    """
+
+    min: int = Field(1, ge=1)
+    """Training waits until there are so many."""
+    max: int = Field(ge=1)
+    """And never has more."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ElasticWorkers:
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is more than max={self.max}")
+        return self
+
+
+def _workers_kind(value: Any) -> str:
+    return "elastic" if isinstance(value, dict | ElasticWorkers) else "number"
+
+
+Workers = Annotated[
+    Annotated[int, Field(ge=1), Tag("number")] | Annotated[ElasticWorkers, Tag("elastic")],
+    Discriminator(_workers_kind),
+]
 
 
 class EarlyStopping(Config):
@@ -73,13 +118,13 @@ class Watchdog(Config):
     """Times training goes back; then the run fails."""
 
 
-class TrainConfig(Config):
+class TrainConfig(ObjectiveConfig):
     """`train:`"""
 
-    objective: Literal["sft", "pretrain"] = "sft"
     method: AnyMethod = LoraConfig()
     zero: ZeroConfig = ZeroConfig()
-    workers: int = Field(1, ge=1)
+    workers: Workers = 1
+    """A number, or the bounds of one that changes with the cluster: `{min: 1, max: 8}`."""
     worker_resources: WorkerResources = WorkerResources()
     learning_rate: float = Field(2e-4, gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
@@ -98,8 +143,6 @@ class TrainConfig(Config):
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     """Longer gradients are shortened to this."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of the target that is spread over the whole vocabulary; the evaluation has none."""
     neftune_alpha: float | None = Field(None, gt=0)
     """Strength of the noise on the embeddings in training (NEFTune); 5 is usual, none when left out."""
     num_train_epochs: float | None = Field(None, gt=0)
@@ -109,8 +152,9 @@ class TrainConfig(Config):
     """Packed rows per optimizer step over all workers; does not change with the number of workers."""
     micro_batch_size: int = Field(4, ge=1)
     """Packed rows per forward pass on one worker."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """`auto`: bf16 where the device computes in it, else fp32."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """`auto`: bf16 where the device computes in it, else fp32. fp16 is for GPUs without bf16: its narrow
+    range needs a scaled loss, and steps that overflow are left out."""
     gradient_checkpointing: bool = False
     """Compute activations a second time in the backward pass instead of keeping them."""
     logging_steps: int = Field(10, ge=1)
@@ -129,6 +173,10 @@ class TrainConfig(Config):
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(3, ge=0)
     """Times a lost worker group is restarted from the last checkpoint before the run fails."""
+    hang_minutes: float | None = Field(5.0, gt=0)
+    """A worker that stands still for so long within steps is named and ended, and its group restarted;
+    six times as long while it loads, evaluates or saves. More where steps are slow: ten times the longest
+    wait before. Nobody is ended when this is null."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -136,15 +184,42 @@ class TrainConfig(Config):
             raise ValueError("give exactly one of num_train_epochs and max_steps")
         return self
 
+    @property
+    def world_sizes(self) -> range:
+        """The numbers of workers that training may have."""
+        if isinstance(self.workers, int):
+            return range(self.workers, self.workers + 1)
+        return range(self.workers.min, self.workers.max + 1)
+
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
-        rows, unit = self.global_batch_size, self.micro_batch_size * self.workers
-        if rows % unit:
-            lower, upper = rows // unit * unit, (rows // unit + 1) * unit
-            valid = f"{lower} and {upper}" if lower else f"{upper}"
+        rows, micro = self.global_batch_size, self.micro_batch_size
+        failing = [world for world in self.world_sizes if rows % (micro * world)]
+        if not failing:
+            return self
+        unit = micro * lcm(*self.world_sizes)
+        lower, upper = rows // unit * unit, (rows // unit + 1) * unit
+        valid = f"{lower} and {upper}" if lower else f"{upper}"
+        if isinstance(self.workers, int):
             raise ValueError(
                 f"global_batch_size={rows} is not a multiple of micro_batch_size*workers={unit}; "
                 f"nearest valid: {valid}"
+            )
+        fitting = [world for world in range(1, rows + 1) if rows % (micro * world) == 0]
+        raise ValueError(
+            f"global_batch_size={rows} cannot be split over {_listed(failing)} workers of "
+            f"micro_batch_size={micro}, and workers from {self.workers.min} to {self.workers.max} may come to "
+            f"that; nearest global_batch_size that all divide: {valid}"
+            + (f"; numbers of workers that divide {rows}: {_listed(fitting)}" if fitting else "")
+        )
+
+    @model_validator(mode="after")
+    def _offloads_from_a_gpu(self) -> TrainConfig:
+        asked = [name for name in ("offload_optimizer", "offload_params") if getattr(self.zero, name)]
+        if asked and not self.worker_resources.gpus:
+            raise ValueError(
+                f"zero.{asked[0]} moves what is in a GPU's memory to the machine's, where workers without a "
+                f"GPU (worker_resources.gpus=0) have it already; leave it off, or give each worker a GPU"
             )
         return self
 
@@ -177,3 +252,7 @@ class TrainConfig(Config):
                 "zero.stage=3 partitions weights, and those of qlora are packed in 4 bits; choose 0, 1 or 2"
             )
         return self
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))

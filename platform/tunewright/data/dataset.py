@@ -8,6 +8,8 @@ from tunewright.artifacts import MANIFEST, read_json
 from tunewright.data.encryption import Cipher
 from tunewright.data.shards import PackedRows
 
+LABELS = "labels.json"
+
 
 def open_rows(folder: Path, split: str) -> PackedRows:
     """The packed rows of `train` or `eval` of the data artifact in `folder`.
@@ -24,3 +26,9 @@ def cipher_of(folder: Path) -> Cipher | None:
     """What decrypts the data artifact in `folder`; None if it is not encrypted."""
     encryption = read_json(folder / MANIFEST)["config"].get("encryption")
     return Cipher(encryption["key"]) if encryption else None
+
+
+def labels_of(folder: Path) -> tuple[str, ...]:
+    """The classes of the data artifact in `folder`, in the order of their numbers; none if it has none."""
+    path = folder / LABELS
+    return tuple(read_json(path)) if path.is_file() else ()

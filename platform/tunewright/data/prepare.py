@@ -31,6 +31,7 @@ from tunewright.data.collect import Collect, Near, count_bucket, find_near_dupli
 from tunewright.data.contamination import Contamination, build
 from tunewright.data.conversations import format_of, read_texts
 from tunewright.data.convert import Part, SourceView, Step, chunk_from_json, chunk_to_json, convert_chunk
+from tunewright.data.dataset import LABELS
 from tunewright.data.encryption import Cipher
 from tunewright.data.figures import Figures
 from tunewright.data.funnel import check_rules, data_facts, data_report
@@ -181,7 +182,7 @@ def prepare(
     check_adds_up(report)
     write_json(work / "report.json", report)
     if extra["labels"]:
-        write_json(work / "labels.json", extra["labels"])
+        write_json(work / LABELS, extra["labels"])
     check_rules(config, report, work)
     return store.publish(plan, work, facts, time.monotonic() - started)
 

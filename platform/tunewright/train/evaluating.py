@@ -1,32 +1,19 @@
-"""What an evaluation measures: the loss of the evaluation rows, and the task's figure."""
+"""What an evaluation measures: each task's loss and figures on evaluation rows, and the scorer's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
-
-from tunewright.data.shards import PackedRows
-from tunewright.models.packed import EVERY_LAYER, Windows
-from tunewright.train.engine import Engine
+from tunewright.train.forward import Forward
 from tunewright.train.group import Group
-from tunewright.train.objectives import Batch, loss_sum, make_batch
-
-if TYPE_CHECKING:
-    import torch
+from tunewright.train.objectives.base import Answer
+from tunewright.train.streams import Micro, Part, Stream, take_padded
+from tunewright.train.teaching import ask, ask_first
 
 Scorer = Callable[[Any, int, int], dict[str, tuple[float, float]]]
 """(model, rank, world) -> name -> (numerator, denominator) of this worker's share of a task."""
-
-
-def batch_loss(engine: Engine, batch: Batch, smoothing: float = 0.0) -> torch.Tensor:
-    """Sum of the loss over the batch's supervised tokens."""
-    logits = engine.deepspeed(**batch.inputs).logits
-    if not batch.supervised:  # a forward and backward pass all the same: workers move together
-        return logits.sum() * 0.0  # type: ignore[no-any-return]
-    return loss_sum(logits, batch, smoothing)
 
 
 class Evaluator:
@@ -39,27 +26,27 @@ class Evaluator:
 
     def __init__(
         self,
-        engine: Engine,
+        forward: Forward,
         group: Group,
-        rows: PackedRows,
+        streams: Sequence[Stream],
         size: int,
         scorer: Scorer | None = None,
-        windows: Windows = EVERY_LAYER,
     ):
-        self.engine, self.group, self.rows, self.size = engine, group, rows, size
-        self.scorer, self.windows = scorer, windows
+        self.forward, self.group, self.streams, self.size = forward, group, streams, size
+        self.scorer = scorer
 
     def figures(self) -> dict[str, float]:
-        """`eval_loss`, weighted by tokens, and the scorer's figures; the same on every worker."""
+        """`eval_loss` of each task, its objective's figures, and the scorer's; the same on every worker."""
         import torch
 
-        model = self.engine.deepspeed.module
+        model = self.forward.engine.deepspeed.module
         model.eval()
-        out = {}
+        out: dict[str, float] = {}
         with torch.no_grad():
-            if len(self.rows):
-                total, count = self.group.sum(list(self._loss()))
-                out["eval_loss"] = total / max(1.0, count)
+            for task, stream in enumerate(self.streams):
+                if len(stream.eval_rows):
+                    figures = self._task(task, stream)
+                    out |= {stream.named(f"eval_{name}"): value for name, value in figures.items()}
             if self.scorer is not None:
                 for name, parts in self._score(model).items():
                     numerator, denominator = self.group.sum(list(parts))
@@ -67,23 +54,60 @@ class Evaluator:
         model.train()
         return out
 
-    def _loss(self) -> tuple[float, float]:
-        """This worker's share; every worker makes the same number of passes, ZeRO-3 needs it."""
-        rows, size = len(self.rows), self.size
-        passes = math.ceil(rows / (size * self.group.world))
-        total = count = 0.0
+    def _task(self, task: int, stream: Stream) -> dict[str, float]:
+        """This task's figures; every worker makes the same number of passes, ZeRO-3 needs it."""
+        objective, baselines = stream.objective, {}
+        if objective.has_baseline:
+            tally = Tally(self.streams, [task], self.group)
+            for part in self._parts(task, stream):
+                tally.add(task, *ask_first(self.forward, self.streams, Micro((part,)), "eval"))
+            baselines = tally.baselines()
+        loss = units = 0.0
+        counts: dict[str, float] = {}
+        for part in self._parts(task, stream):
+            (answer,) = ask(self.forward, self.streams, Micro((part,)), False, "eval", baselines)
+            loss += float(objective.loss(answer, training=False))
+            units += objective.units(part.rows)
+            for name, value in objective.counts(answer).items():
+                counts[name] = counts.get(name, 0.0) + value
+        loss, units, *sums = self.group.sum([loss, units, *counts.values()])
+        return {
+            "loss": loss / max(1.0, units),
+            **objective.summary(dict(zip(counts, sums, strict=True))),
+        }
+
+    def _parts(self, task: int, stream: Stream) -> Iterator[Part]:
+        passes = math.ceil(len(stream.eval_rows) / (self.size * self.group.world))
         for number in range(passes):
-            first = (number * self.group.world + self.group.rank) * size
-            index = [min(i, rows - 1) for i in range(first, first + size)]
-            taken = self.rows.take(index)
-            taken["loss_mask"][np.arange(first, first + size) >= rows] = 0
-            batch = make_batch(taken, self.engine.device, self.engine.dtype, self.windows)
-            total += float(batch_loss(self.engine, batch))
-            count += batch.supervised
-        return total, count
+            first = (number * self.group.world + self.group.rank) * self.size
+            yield Part(task, *take_padded(stream.eval_rows, first, self.size))
 
     def _score(self, model: Any) -> dict[str, tuple[float, float]]:
         assert self.scorer is not None
         # Each worker generates a different number of tokens; whole weights need no lock step.
-        with self.engine.whole_model():
+        with self.forward.engine.whole_model():
             return self.scorer(model, self.group.rank, self.group.world)
+
+
+class Tally:
+    """Adds up the first pass of the objectives that have one, over all workers."""
+
+    def __init__(self, streams: Sequence[Stream], tasks: Sequence[int], group: Group):
+        self.streams, self.group = streams, group
+        self.counts: dict[int, dict[str, float]] = {task: {} for task in tasks}
+
+    def add(self, task: int, answer: Answer) -> None:
+        if task in self.counts:
+            counts = self.counts[task]
+            for name, value in self.streams[task].objective.baseline_counts(answer).items():
+                counts[name] = counts.get(name, 0.0) + value
+
+    def baselines(self) -> dict[int, float]:
+        """Task -> baseline; the same on every worker, also on one that had no rows of the task."""
+        out = {}
+        for task, counts in self.counts.items():
+            objective = self.streams[task].objective
+            names = objective.baseline_names
+            sums = self.group.sum([counts.get(name, 0.0) for name in names])
+            out[task] = objective.baseline(dict(zip(names, sums, strict=True)))
+        return out

@@ -1,4 +1,4 @@
-"""The train stage: data + base (+ a sweep's best checkpoint) -> a trained model, on Ray Train."""
+"""A training's worker group on Ray Train: started, watched and stopped."""
 
 from __future__ import annotations
 
@@ -10,103 +10,11 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from tunewright.artifacts import Artifact, Plan, Store, code_hash, digest, read_json
-from tunewright.config import TrainConfig
-from tunewright.errors import ClusterError, ModelError, TrainError, TunewrightError, own_cause
-from tunewright.models.base import count_parameters, model_folder
+from tunewright.errors import ClusterError, TrainError, TunewrightError, own_cause
 from tunewright.train.stopping import STOP_FILE, asking_on_sigterm, listen
 from tunewright.train.worker import WorkerSpec, read_metrics, train_worker
 
-STAGE_CODE = ("train", "models/load", "data/shards", "data/tables", "data/encryption")
 Progress = Callable[[dict[str, float]], None]
-PLACEMENT_ONLY = {
-    "workers",
-    "worker_resources",
-    "max_failures",
-    "keep_checkpoints",
-    "save_steps",
-    "save_minutes",
-    "logging_steps",
-}
-"""Settings that change neither the weights nor what is reported of them."""
-
-
-def train_plan(
-    config: TrainConfig, base: Artifact, data: Artifact, seed: int, start: Artifact | None = None
-) -> Plan:
-    """The identity of a training: its parents, hyperparameters, seed and code, not where it runs.
-
-    Raises:
-        TrainError: the data set is not for the objective.
-    """
-    _check_objective(config, data)
-    parents = {"base": base.ref, "data": data.ref}
-    if start is not None:
-        parents["start"] = start.ref
-    deciding = config.model_dump(mode="json", exclude=PLACEMENT_ONLY)
-    return Plan("train", parents, {**deciding, "seed": seed}, code_hash(*STAGE_CODE))
-
-
-def _check_objective(config: TrainConfig, data: Artifact) -> None:
-    task = data.facts["task"]
-    fitting = {"conversation": "sft", "text": "pretrain"}.get(task)
-    if fitting is None:
-        raise TrainError(
-            f"the rows are of the kind {task}, and no objective that trains on those is there yet"
-        )
-    if fitting != config.objective:
-        raise TrainError(f"train.objective is {config.objective}, but the rows are {task}s; say {fitting}")
-
-
-def identity(config: TrainConfig, base: Artifact, data: Artifact, seed: int) -> str:
-    """Hash of what decides the weights at a step; the number of workers is not part of it."""
-    deciding = config.model_dump(
-        mode="json", exclude=PLACEMENT_ONLY | {"eval_steps", "zero", "micro_batch_size"}
-    )
-    return digest({"config": deciding, "base": base.ref, "data": data.ref, "seed": seed})
-
-
-def train(
-    store: Store,
-    config: TrainConfig,
-    base: Artifact,
-    data: Artifact,
-    seed: int,
-    plan: Plan,
-    start: Path | None = None,
-    progress: Progress | None = None,
-) -> Artifact:
-    """Train as planned, from the newest checkpoint of an earlier, killed try if there is one.
-
-    Raises:
-        TrainError: workers were lost more often than `max_failures`, or the loop refused.
-        ClusterError: the cluster is smaller than the run.
-    """
-    started = time.monotonic()
-    work = store.work_dir(plan)
-    spec = WorkerSpec(
-        config=config,
-        seed=seed,
-        identity=identity(config, base, data, seed),
-        base=str(model_folder(base)),
-        data=str(data.path),
-        work=str(work),
-        stop_step=None,
-        start=str(start) if start else None,
-        export=True,
-        make_scorer=None,
-    )
-    with following(work / "metrics.jsonl", progress):
-        run_workers(spec)
-    outcome = read_json(work / "outcome.json")
-    out = work / "out"
-    shutil.copytree(data.path / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
-    shutil.copy(work / "metrics.jsonl", out / "metrics.jsonl")
-    facts = {"method": config.method.type, "parameters": _trained_parameters(out), **outcome}
-    facts |= {"workers": config.workers, "zero_stage": config.zero.stage}
-    artifact = store.publish(plan, out, facts, time.monotonic() - started)
-    shutil.rmtree(work)
-    return artifact
 
 
 def run_workers(spec: WorkerSpec, callbacks: list[Any] | None = None) -> None:
@@ -256,10 +164,3 @@ def _own_error(error: Exception) -> TunewrightError:
             return own
     lines = str(next(iter(failures.values()), error)).strip().splitlines()
     return TrainError(f"training failed: {lines[-1] if lines else type(error).__name__}")
-
-
-def _trained_parameters(out: Path) -> int:
-    count = sum(count_parameters(out / kind) for kind in ("adapter", "model"))
-    if not count:
-        raise ModelError(f"{out}: nothing was trained")
-    return count

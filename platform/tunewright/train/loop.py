@@ -1,7 +1,8 @@
-"""Runs optimizer steps. Knows nothing of Ray, of how metrics are shown, or of what a task is.
+"""Runs optimizer steps. Knows nothing of Ray, of how metrics are shown, or of what a task teaches.
 
-The loss of a step is the sum over the supervised tokens of its global batch divided by their
-number, whatever the micro batch, the accumulation and the number of workers.
+The loss of a step is the sum over the units of its global batch (supervised tokens, pairs...) divided
+by their number, whatever the micro batch, the accumulation and the number of workers. Of several
+tasks, each one's loss weighs as its share of the batch's rows.
 """
 
 from __future__ import annotations
@@ -9,24 +10,27 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from tunewright.config import TrainConfig
-from tunewright.data.shards import PackedRows
 from tunewright.errors import NonFiniteLoss
 from tunewright.models.packed import windows_of
 from tunewright.train import stopping
 from tunewright.train.checkpoint import Checkpoint
 from tunewright.train.engine import Engine
-from tunewright.train.evaluating import Evaluator, Scorer, batch_loss
+from tunewright.train.evaluating import Evaluator, Scorer, Tally
+from tunewright.train.forward import Forward
 from tunewright.train.group import Group
 from tunewright.train.noise import RowNoise, add_neftune, own_dropout
-from tunewright.train.objectives import make_batch, supervised_mask
 from tunewright.train.saving import Saver, weights_of
-from tunewright.train.schedule import learning_rate, rows_of_step, total_steps
+from tunewright.train.schedule import Order, learning_rate, total_steps
+from tunewright.train.streams import Micro, Stream, take
+from tunewright.train.teaching import ask, ask_first
 from tunewright.train.watch import Watch
 
 if TYPE_CHECKING:
@@ -84,6 +88,7 @@ class Loop:
     """One worker's training, in lock step with the others.
 
     Args:
+        streams: the rows of the main task, and of those beside it.
         on_step: called on every worker after a logged step, an evaluation and at the end.
         scorer: the task's figure on validation rows, by generation; None for the loss alone.
     """
@@ -92,21 +97,23 @@ class Loop:
         self,
         job: Job,
         engine: Engine,
-        train_rows: PackedRows,
-        eval_rows: PackedRows,
+        streams: Sequence[Stream],
         on_step: Callable[[Metrics], None],
         scorer: Scorer | None = None,
     ):
         self.job, self.config, self.engine = job, job.config, engine
-        self.train_rows, self.on_step = train_rows, on_step
-        self.total = total_steps(self.config, len(train_rows))
+        self.streams, self.on_step = streams, on_step
+        lengths = [len(stream.rows) for stream in streams]
+        self.order = Order(self.config, job.seed, lengths, [stream.share for stream in streams[1:]])
+        self.total = total_steps(self.config, self.order)
         self.stop = min(self.total, job.stop_step or self.total)
         self.group = Group(engine.device)
         self.saver = Saver(self.config, engine, self.group, job.checkpoints, job.identity, job.start)
         model = engine.deepspeed.module
-        self.windows = windows_of(model.config, train_rows.take([0])["input_ids"].shape[1])
+        row_length = streams[0].rows.take([0])["input_ids"].shape[1]
+        self.forward = Forward(engine, windows_of(model.config, row_length))
         size = self.config.micro_batch_size
-        self.evaluator = Evaluator(engine, self.group, eval_rows, size, scorer, self.windows)
+        self.evaluator = Evaluator(self.forward, self.group, streams, size, scorer)
         self.noise = RowNoise(job.seed)
         own_dropout(model, self.noise)
         if self.config.neftune_alpha is not None:
@@ -175,53 +182,93 @@ class Loop:
 
         Returns its figures, its tokens, and whether `save_minutes` are over. May set `stopped`.
         """
-        config, engine, size = self.config, self.engine, self.config.micro_batch_size
-        ids = rows_of_step(config, self.job.seed, step, len(self.train_rows))
-        mine = ids.reshape(-1, self.group.world, size)[:, self.group.rank]
-        micro = [self.train_rows.take(rows) for rows in mine]
-        supervised, tokens, save_asked = self._agree(
-            float(sum(supervised_mask(rows).sum() for rows in micro)),
-            float(sum((rows["segment_ids"] > 0).sum() for rows in micro)),
-        )
+        config, engine = self.config, self.engine
+        micros, present = self._micro_batches(step)
+        units, tokens, save_asked = self._agree(micros)
+        weights = [n / config.global_batch_size / max(1.0, u) for n, u in zip(present, units, strict=True)]
+        baselines = self._baselines(micros)
         rate = self.watch.rate_scale * learning_rate(config, step, self.total)
         engine.set_learning_rate(rate)
         # DeepSpeed divides by the accumulation steps and by the number of workers; undo both, so
-        # that each token weighs the same.
-        scale = len(micro) * self.group.world / max(1.0, supervised)
-        summed = 0.0
-        for number, (rows_of_micro, rows) in enumerate(zip(mine, micro, strict=True)):
-            self.noise.begin(step, rows_of_micro, rows["segment_ids"])
-            batch = make_batch(rows, engine.device, engine.dtype, self.windows)
-            loss = batch_loss(engine, batch, config.label_smoothing)
-            summed += float(loss.detach())
-            if number == len(micro) - 1:
+        # that each unit weighs the same.
+        scale = len(micros) * self.group.world
+        sums = [0.0] * len(self.streams)
+        for number, micro in enumerate(micros):
+            loss = self._micro_loss(step, micro, weights, baselines, sums)
+            if number == len(micros) - 1:
                 # Before the backward pass that would step, with the gradients of the others too.
-                (summed,) = self.group.sum([summed])
-                if not math.isfinite(summed):
+                sums = self.group.sum(sums)
+                if not all(map(math.isfinite, sums)):
                     raise NonFiniteLoss(step + 1, "loss")
             engine.backward(loss * scale)
         if not math.isfinite(engine.gradient_norm):
             raise NonFiniteLoss(step + 1, "gradient norm")
-        self.tokens += int(tokens)
-        figures = {"loss": summed / max(1.0, supervised), "lr": rate, "grad_norm": engine.gradient_norm}
+        self.tokens += tokens
+        figures = {"loss": sum(total * weight for total, weight in zip(sums, weights, strict=True))}
+        if len(self.streams) > 1:
+            means = [
+                (stream, total / u) for stream, total, u in zip(self.streams, sums, units, strict=True) if u
+            ]
+            figures |= {f"loss/{stream.name or 'main'}": mean for stream, mean in means}
+        figures |= {"lr": rate, "grad_norm": engine.gradient_norm}
         if config.watchdog is not None:
             figures["rollbacks"] = self.watch.rollbacks
-        return figures, int(tokens), save_asked
+        return figures, tokens, save_asked
 
-    def _agree(self, supervised: float, tokens: float) -> tuple[float, float, bool]:
-        """Sum over all workers what each has and wants, in one exchange."""
+    def _micro_batches(self, step: int) -> tuple[list[Micro], list[int]]:
+        """This worker's micro batches of the step, and how many rows each task has in all of them."""
+        tasks_G, indices_G = self.order.rows_of_step(step)
+        shape = (-1, self.group.world, self.config.micro_batch_size)
+        mine = [each.reshape(shape)[:, self.group.rank] for each in (tasks_G, indices_G)]
+        present = np.bincount(tasks_G, minlength=len(self.streams))
+        return [take(self.streams, *pair) for pair in zip(*mine, strict=True)], [int(n) for n in present]
+
+    def _micro_loss(
+        self, step: int, micro: Micro, weights: list[float], baselines: dict[int, float], sums: list[float]
+    ) -> torch.Tensor:
+        """The weighted loss of a micro batch; each task's own is added to `sums`."""
+        rows = micro.rows
+        self.noise.begin(step, micro.keys, rows["segment_ids"])
+        losses = []
+        answers = ask(self.forward, self.streams, micro, baselines=baselines)
+        for part, answer in zip(micro.parts, answers, strict=True):
+            loss = self.streams[part.task].objective.loss(answer)
+            sums[part.task] += float(loss.detach())
+            losses.append(loss * weights[part.task])
+        return sum(losses[1:], losses[0])
+
+    def _baselines(self, micros: list[Micro]) -> dict[int, float]:
+        """Task -> the number of its objective's first pass over the global batch."""
+        tasks = [task for task, stream in enumerate(self.streams) if stream.objective.has_baseline]
+        if not tasks:
+            return {}
+        tally = Tally(self.streams, tasks, self.group)
+        for micro in micros:
+            for part, answer in zip(
+                micro.parts, ask_first(self.forward, self.streams, micro, "train"), strict=True
+            ):
+                tally.add(part.task, answer)
+        return tally.baselines()
+
+    def _agree(self, micros: list[Micro]) -> tuple[list[float], int, bool]:
+        """Sum over all workers what each has and wants, in one exchange: units by task, tokens."""
+        units = [0.0] * len(self.streams)
+        tokens = 0.0
+        for part in (part for micro in micros for part in micro.parts):
+            units[part.task] += self.streams[part.task].objective.units(part.rows)
+            tokens += int((part.rows["segment_ids"] > 0).sum())
         asked = self.group.leads and self.job.stop_file is not None and self.job.stop_file.exists()
         wants = [self.saver.minutes_due(), asked, stopping.signalled()]
-        total, tokens, minutes, file, signals = self.group.sum([supervised, tokens, *map(float, wants)])
+        *units, tokens, minutes, file, signals = self.group.sum([*units, tokens, *map(float, wants)])
         if file or signals:
             self.stopped = "asked" if file else "signalled"
-        return total, tokens, minutes > 0
+        return units, int(tokens), minutes > 0
 
     def _log(self, step: int, figures: Metrics) -> None:
         self.figures = {
             "step": step,
             "total_steps": self.stop,
-            "epoch": step * self.config.global_batch_size / max(1, len(self.train_rows)),
+            "epoch": self.order.epoch(step),
             **figures,
             "tokens": self.tokens,
             "tokens_per_s": self.speed.since_log(),
@@ -237,10 +284,9 @@ class Loop:
         checkpoint = self.saver.find()
         if checkpoint is None and self.config.watchdog is None:
             return 0
-        rows = self.train_rows.take([0])
-        self.noise.begin(0, [0], rows["segment_ids"])
-        batch = make_batch(rows, self.engine.device, self.engine.dtype, self.windows)
-        self.engine.materialise_optimizer(lambda: batch_loss(self.engine, batch) * 0.0)
+        micro = take(self.streams, np.array([0]), np.array([0]))
+        weights = [0.0] * len(self.streams)
+        self.engine.materialise_optimizer(lambda: self._micro_loss(0, micro, weights, {}, weights[:]))
         if checkpoint is None:  # something to come back to, should the first losses run away
             self.engine.restore(self.engine.trainable_state(), 0)
             self._save(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -52,37 +53,66 @@ def _height(config: TrainConfig, step: int, warm: int, total_steps: int) -> floa
     return 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else 1 - done
 
 
-def total_steps(config: TrainConfig, rows: int) -> int:
-    """Optimizer steps of the whole training.
+class Order:
+    """Which rows a step sees: a pure function of the step, whatever the workers.
 
+    A task's rows come in the order of a permutation of (seed, task, epoch), epoch after epoch without a
+    gap, so each row comes once an epoch; a run that goes on at a step needs no iterator's state. Every
+    global batch has as many rows of a side task as keeps it nearest to its share of all rows so far.
+
+    Args:
+        lengths: rows of each task, the main one first.
+        shares: of the side tasks.
     Raises:
-        TrainError: fewer packed rows than one global batch.
+        TrainError: fewer rows of the main task than a global batch takes, or a task without any.
     """
-    per_epoch = steps_per_epoch(config, rows)
+
+    def __init__(self, config: TrainConfig, seed: int, lengths: Sequence[int], shares: Sequence[float] = ()):
+        self.batch, self.seed, self.lengths, self.shares = config.global_batch_size, seed, lengths, shares
+        if not all(lengths):
+            raise TrainError("a side task has no packed rows to train on; give it more data, or leave it out")
+        most = math.ceil(self.batch * (1 - sum(shares)))
+        if lengths[0] < most:
+            raise TrainError(
+                f"the data set has {lengths[0]} packed rows, fewer than the {most} of them in a batch of "
+                f"train.global_batch_size={self.batch}; lower it, or give more data"
+            )
+        self._permuted: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
+
+    def taken(self, step: int) -> list[int]:
+        """Rows of each task in all steps before `step`."""
+        beside = [math.floor(step * self.batch * share + 0.5) for share in self.shares]
+        return [step * self.batch - sum(beside), *beside]
+
+    def epoch(self, step: int) -> float:
+        """How often the main task's rows were seen before `step`."""
+        return self.taken(step)[0] / self.lengths[0]
+
+    def rows_of_step(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(G,) tasks and (G,) rows of them: the global batch of the step, task after task."""
+        tasks, rows = [], []
+        for task, (first, end) in enumerate(zip(self.taken(step), self.taken(step + 1), strict=True)):
+            tasks += [task] * (end - first)
+            rows += [self._row(task, at) for at in range(first, end)]
+        return np.array(tasks, np.int64), np.array(rows, np.int64)
+
+    def _row(self, task: int, at: int) -> int:
+        epoch, place = divmod(at, self.lengths[task])
+        if (task, epoch) not in self._permuted:
+            self._permuted = {key: order for key, order in self._permuted.items() if key[0] != task}
+            words = [self.seed, epoch + (task << 32)]
+            random = np.random.Generator(np.random.Philox(key=words))
+            self._permuted[task, epoch] = random.permutation(self.lengths[task])
+        return int(self._permuted[task, epoch][place])
+
+
+def total_steps(config: TrainConfig, order: Order) -> int:
+    """Optimizer steps of the whole training: until each main row was seen in every epoch."""
     if config.max_steps is not None:
         return config.max_steps
     assert config.num_train_epochs is not None
-    return max(1, math.ceil(config.num_train_epochs * per_epoch))
-
-
-def steps_per_epoch(config: TrainConfig, rows: int) -> int:
-    per_epoch = rows // config.global_batch_size
-    if not per_epoch:
-        raise TrainError(
-            f"the data set has {rows} packed rows, fewer than train.global_batch_size="
-            f"{config.global_batch_size}; lower it, or give more data"
-        )
-    return per_epoch
-
-
-def rows_of_step(config: TrainConfig, seed: int, step: int, rows: int) -> npt.NDArray[np.int64]:
-    """Row indices of the global batch of `step`: each row once an epoch, whatever the workers.
-
-    The order of an epoch is a permutation of (seed, epoch), so a run that goes on at a step needs
-    no iterator's state and no fixed number of workers. The last rows % batch of an epoch are left
-    out of it; another permutation leaves out others.
-    """
-    epoch, at = divmod(step, steps_per_epoch(config, rows))
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
-    start = at * config.global_batch_size
-    return order[start : start + config.global_batch_size]
+    rows = math.ceil(config.num_train_epochs * order.lengths[0] - 1e-9)
+    step = max(1, math.floor(rows / order.batch))
+    while order.taken(step)[0] < rows:
+        step += 1
+    return step

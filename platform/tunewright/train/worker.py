@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.artifacts import explained, write_json
-from tunewright.config import TrainConfig
+from tunewright.config import ObjectiveConfig, TrainConfig
 from tunewright.errors import TrainError
 from tunewright.train.evaluating import Scorer
 from tunewright.train.loop import Job, Loop, Metrics, Outcome
 from tunewright.train.stopping import STOP_FILE
+from tunewright.train.streams import Stream
 
 if TYPE_CHECKING:
     import torch
@@ -24,27 +25,47 @@ ScorerFactory = Callable[[], Scorer]
 
 
 @dataclass(frozen=True)
+class TaskSpec:
+    """The rows of a task, and what they teach.
+
+    Attributes:
+        name: of a side task; "" is the main one.
+        data: folder of the data artifact.
+        share: of the rows of the global batches, for a side task.
+    """
+
+    name: str
+    config: ObjectiveConfig
+    data: str
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
 class WorkerSpec:
     """Everything a worker needs; paths must be visible from all nodes.
 
     Attributes:
         base: Hugging Face folder of the base model.
-        data: folder of the data artifact.
+        tasks: what is learned, the main task first.
         work: folder of this training: checkpoints, metrics, result.
         export: whether to write the trained model; sweep trials do not.
         make_scorer: builds the task's scorer in the worker, or None.
+        previous: folder of an earlier adapter to go on with.
+        stacked: that one stays as it is, and a new one is trained on top of it.
     """
 
     config: TrainConfig
     seed: int
     identity: str
     base: str
-    data: str
+    tasks: tuple[TaskSpec, ...]
     work: str
     stop_step: int | None
     start: str | None
     export: bool
     make_scorer: ScorerFactory | None
+    previous: str | None = None
+    stacked: bool = False
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -80,7 +101,6 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
     """
     import torch
 
-    from tunewright.data.dataset import open_rows
     from tunewright.models.load import load_model
     from tunewright.train.checkpoint import disk_errors
     from tunewright.train.engine import build_engine, prepare_process
@@ -97,11 +117,11 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
     if device.type == "cpu":
         torch.set_num_threads(max(1, round(config.worker_resources.cpus)))
     dtype = compute_dtype(config.precision, device.type)
-    train, evaluation = (open_rows(Path(spec.data), split) for split in ("train", "eval"))
+    streams = [open_stream(task) for task in spec.tasks]
     model = load_model(Path(spec.base), None, dtype)
     model.config.use_cache = False
     trained = apply_method(model, config.method, spec.seed)
-    context_left(trained, train.take([0])["input_ids"].shape[1])
+    context_left(trained, streams[0].rows.take([0])["input_ids"].shape[1])
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -126,7 +146,7 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
         stop_file=work / STOP_FILE,
     )
     scorer = spec.make_scorer() if spec.make_scorer else None
-    outcome = Loop(job, engine, train, evaluation, on_step, scorer).run()
+    outcome = Loop(job, engine, streams, on_step, scorer).run()
     _check_finished(outcome)
     if spec.export:
         kind = config.method.result
@@ -136,6 +156,21 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
             if rank == 0:
                 export(trained, outcome.weights, config.method, work / "out" / kind)
     return outcome
+
+
+def open_stream(task: TaskSpec) -> Stream:
+    """The rows of a task and their objective.
+
+    Raises:
+        ShardCorrupt: a shard is damaged.
+        DataError: the set is encrypted and the key is missing or another.
+    """
+    from tunewright.data.dataset import labels_of, open_rows
+    from tunewright.train.objectives import make_objective
+
+    folder = Path(task.data)
+    objective = make_objective(task.config, labels_of(folder))
+    return Stream(task.name, objective, open_rows(folder, "train"), open_rows(folder, "eval"), task.share)
 
 
 class WorkerEnds(Exception):

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from tunewright.config import RunConfig, SweepConfig, TaskConfig, TrainConfig
 from tunewright.errors import ClusterError, DataError, TrainError
 from tunewright.models.base import model_folder
 from tunewright.train.checkpoint import latest_checkpoint
-from tunewright.train.launch import STAGE_CODE, check_cluster, identity, run_workers
-from tunewright.train.schedule import total_steps
-from tunewright.train.worker import WorkerSpec, read_metrics
+from tunewright.train.launch import check_cluster, run_workers
+from tunewright.train.schedule import Order, total_steps
+from tunewright.train.stage import STAGE_CODE, Training
+from tunewright.train.worker import TaskSpec, WorkerSpec, read_metrics
 from tunewright.tune.objective import TaskObjective
 from tunewright.tune.space import Params, draw_trials, load_space, with_params
 
@@ -45,15 +46,17 @@ class Campaign:
     grace_steps: int
     seed: int
     base: str
-    data: str
+    tasks: tuple[TaskSpec, ...]
     work: str
     objective: TaskObjective | None
+    previous: str | None
+    stacked: bool
 
     def folder(self, trial: int) -> Path:
         return Path(self.work) / "trials" / f"trial-{trial:03d}"
 
 
-def sweep_plan(run: RunConfig, base: Artifact, data: Artifact) -> Plan:
+def sweep_plan(run: RunConfig, training: Training) -> Plan:
     """The identity of a sweep: the space's content, not its file name, decides.
 
     Raises:
@@ -62,21 +65,20 @@ def sweep_plan(run: RunConfig, base: Artifact, data: Artifact) -> Plan:
     assert run.sweep is not None
     trials = _trials(run)
     settings = run.sweep.model_dump(mode="json", exclude={"space", "max_concurrent_trials", "workers"})
-    train = run.train.model_dump(mode="json", exclude={"workers", "worker_resources"})
+    train = dict(training.deciding({"workers", "worker_resources"}))
     task = _task(run)
     config = {
         "sweep": settings,
         "trials": trials,
         "train": train,
-        "seed": run.seed,
         "task": task.model_dump(mode="json", exclude={"source"}) if task else None,
     }
     code = code_hash(*STAGE_CODE, "tune", "evaluate", "models/decode")
-    return Plan("sweep", {"base": base.ref, "data": data.ref}, config, code)
+    return Plan("sweep", dict(training.plan.parents), config, code)
 
 
 def sweep(
-    store: Store, run: RunConfig, base: Artifact, data: Artifact, plan: Plan, progress: Progress | None = None
+    store: Store, run: RunConfig, training: Training, plan: Plan, progress: Progress | None = None
 ) -> Artifact:
     """Run the sweep as planned, keeping what an earlier, killed try finished.
 
@@ -85,7 +87,7 @@ def sweep(
         TrainError: no trial reached its first report.
     """
     started = time.monotonic()
-    campaign = _campaign(store, run, base, data, plan)
+    campaign = _campaign(store, run, training, plan)
     check_cluster(campaign.configs[0].workers, *_each(campaign))
     problems = _run_tune(campaign, progress)
     results = [_result(campaign, trial) for trial in range(len(campaign.trials))]
@@ -123,11 +125,15 @@ def _task(run: RunConfig) -> TaskConfig | None:
     return None if run.sweep.metric == "eval_loss" else run.evaluate.tasks[0]
 
 
-def _campaign(store: Store, run: RunConfig, base: Artifact, data: Artifact, plan: Plan) -> Campaign:
+def _campaign(store: Store, run: RunConfig, training: Training, plan: Plan) -> Campaign:
     assert run.sweep is not None
+    data = training.data
     if not data.facts["eval_rows"]:
         raise DataError("the sweep needs evaluation rows: raise data.split.eval, or give more data")
-    total = total_steps(run.train, data.facts["train_rows"])
+    rows = [task.data.facts["train_rows"] for task in training.beside]
+    lengths = [data.facts["train_rows"], *rows]
+    order = Order(run.train, run.seed, lengths, [task.share for task in training.beside])
+    total = total_steps(run.train, order)
     stop = min(total, run.sweep.max_steps or total)
     trials = _trials(run)
     grace = min(stop, run.sweep.grace_steps or max(1, stop // 3))
@@ -141,14 +147,16 @@ def _campaign(store: Store, run: RunConfig, base: Artifact, data: Artifact, plan
         sweep=run.sweep,
         trials=trials,
         configs=configs,
-        identities=[identity(config, base, data, run.seed) for config in configs],
+        identities=[replace(training, config=config).identity for config in configs],
         stop_step=stop,
         grace_steps=grace,
         seed=run.seed,
-        base=str(model_folder(base)),
-        data=str(data.path),
+        base=str(model_folder(training.base)),
+        tasks=training.tasks,
         work=str(store.work_dir(plan)),
         objective=objective,
+        previous=str(training.previous.path / "adapter") if training.previous else None,
+        stacked=training.stacked,
     )
 
 
@@ -236,7 +244,9 @@ def run_trial(config: dict[str, Any], campaign: Campaign) -> None:
         seed=campaign.seed,
         identity=campaign.identities[trial],
         base=campaign.base,
-        data=campaign.data,
+        tasks=(replace(campaign.tasks[0], config=campaign.configs[trial]), *campaign.tasks[1:]),
+        previous=campaign.previous,
+        stacked=campaign.stacked,
         work=str(folder),
         stop_step=campaign.stop_step,
         start=None,

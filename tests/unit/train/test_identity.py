@@ -11,7 +11,7 @@ from tunewright.artifacts import Artifact, Store
 from tunewright.config import FullConfig, TrainConfig
 from tunewright.config.train import WorkerResources, ZeroConfig
 from tunewright.errors import TrainError
-from tunewright.train.launch import identity, train_plan
+from tunewright.train.stage import TaskData, Training
 
 CONFIG = TrainConfig(max_steps=8, global_batch_size=16, micro_batch_size=2)
 CHATS: dict[str, Any] = {"task": "conversation"}
@@ -44,8 +44,8 @@ def test_where_and_how_safely_it_runs_changes_nothing(
     base: Artifact, data: Artifact, change: dict[str, Any]
 ) -> None:
     other = CONFIG.model_copy(update=change)
-    assert train_plan(other, base, data, 1).id == train_plan(CONFIG, base, data, 1).id
-    assert identity(other, base, data, 1) == identity(CONFIG, base, data, 1)
+    assert Training(other, base, data, 1).plan.id == Training(CONFIG, base, data, 1).plan.id
+    assert Training(other, base, data, 1).identity == Training(CONFIG, base, data, 1).identity
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_what_changes_the_weights_makes_another_training(
     base: Artifact, data: Artifact, change: dict[str, Any]
 ) -> None:
     other = CONFIG.model_copy(update=change)
-    assert train_plan(other, base, data, 1).id != train_plan(CONFIG, base, data, 1).id
-    assert identity(other, base, data, 1) != identity(CONFIG, base, data, 1)
+    assert Training(other, base, data, 1).plan.id != Training(CONFIG, base, data, 1).plan.id
+    assert Training(other, base, data, 1).identity != Training(CONFIG, base, data, 1).identity
 
 
 @pytest.mark.parametrize(
@@ -67,17 +67,25 @@ def test_what_changes_the_weights_makes_another_training(
 def test_a_checkpoint_serves_any_split_of_the_work(
     base: Artifact, data: Artifact, change: dict[str, Any]
 ) -> None:
-    assert identity(CONFIG.model_copy(update=change), base, data, 1) == identity(CONFIG, base, data, 1)
+    assert (
+        Training(CONFIG.model_copy(update=change), base, data, 1).identity
+        == Training(CONFIG, base, data, 1).identity
+    )
 
 
 def test_seed_data_base_and_start_are_part_of_it(tmp_store: Store, base: Artifact, data: Artifact) -> None:
     other_base, other_data = publish(tmp_store, "base", n=2), publish(tmp_store, "data", CHATS, n=2)
     plans = [
-        train_plan(CONFIG, base, data, 1),
-        train_plan(CONFIG, base, data, 2),
-        train_plan(CONFIG, other_base, data, 1),
-        train_plan(CONFIG, base, other_data, 1),
-        train_plan(CONFIG, base, data, 1, start=other_base),
+        Training(CONFIG, base, data, 1).plan,
+        Training(CONFIG, base, data, 2).plan,
+        Training(CONFIG, other_base, data, 1).plan,
+        Training(CONFIG, base, other_data, 1).plan,
+        Training(CONFIG, base, data, 1, start=other_base).plan,
+        Training(CONFIG, base, data, 1, (TaskData("more", CONFIG, other_data, 0.1),)).plan,
+        Training(CONFIG, base, data, 1, (TaskData("more", CONFIG, other_data, 0.2),)).plan,
+        Training(CONFIG, base, data, 1, (TaskData("less", CONFIG, other_data, 0.1),)).plan,
+        Training(CONFIG, base, data, 1, previous=other_base).plan,
+        Training(CONFIG, base, data, 1, previous=other_base, stacked=True).plan,
     ]
     assert len({plan.id for plan in plans}) == len(plans)
 
@@ -87,6 +95,7 @@ def test_seed_data_base_and_start_are_part_of_it(tmp_store: Store, base: Artifac
     [
         ("pretrain", CHATS, "train.objective is pretrain, but the rows are conversations; say sft"),
         ("sft", TEXTS, "train.objective is sft, but the rows are texts; say pretrain"),
+        ("tag", {"task": "preference"}, "tag, but the rows are preferences; say dpo or orpo or reward"),
     ],
 )
 def test_rows_that_are_not_for_the_objective_are_refused(
@@ -94,4 +103,4 @@ def test_rows_that_are_not_for_the_objective_are_refused(
 ) -> None:
     config = CONFIG.model_copy(update={"objective": objective})
     with pytest.raises(TrainError, match=words):
-        train_plan(config, base, publish(tmp_store, "data", facts, kind_of_rows=objective), 1)
+        Training(config, base, publish(tmp_store, "data", facts, kind_of_rows=objective), 1)

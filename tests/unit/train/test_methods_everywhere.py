@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from loops import SEQ_LEN, VOCABULARY, small_model
+from loops import SEQ_LEN, VOCABULARY, language_loss, plain_forward, small_model
 from tunewright.config.methods import (
     DoraConfig,
     FreezeConfig,
@@ -26,7 +26,7 @@ from tunewright.errors import ModelError, TrainError
 from tunewright.models.load import load_model
 from tunewright.models.packed import EVERY_LAYER, windows_of
 from tunewright.train.methods import apply_method, export, trainable_names
-from tunewright.train.objectives import loss_sum, make_batch
+from tunewright.train.objectives.language import supervised_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -91,8 +91,8 @@ def packed(groups: list[list[Any]]) -> dict[str, Any]:
 def packed_loss(model: Any, windows: Any = None) -> Any:
     all_ = documents()
     rows = packed([all_[:2], all_[2:]])
-    batch = make_batch(rows, CPU, FP32, windows_of(model.config, SEQ_LEN) if windows is None else windows)
-    return loss_sum(model(**batch.inputs).logits, batch) / batch.supervised
+    forward = plain_forward(model, windows_of(model.config, SEQ_LEN) if windows is None else windows)
+    return language_loss(forward, rows) / supervised_mask(rows).sum()
 
 
 @torch.no_grad()

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from doubles import tiny_llama
+from loops import language_loss, plain_forward
 from tunewright.data.pack import pack_best_fit
 from tunewright.data.rows import Document
 from tunewright.data.shards import PackedRows, write_shard
-from tunewright.train.objectives import loss_sum, make_batch, supervised_mask
+from tunewright.train.objectives import Places
+from tunewright.train.objectives.language import supervised_mask
 
 VOCABULARY, SEQ_LEN = 64, 48
 LOSS_TOLERANCE = 1e-5
 """Relative, fp32: sums over rows of another length are taken in another order."""
-CPU, FP32 = torch.device("cpu"), torch.float32
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +55,8 @@ def loss_alone(model: Any, document: Document) -> tuple[float, int]:
 
 
 @torch.no_grad()
-def loss_packed(model: Any, taken: dict[str, Any], leak: bool = False) -> tuple[float, int]:
-    batch = make_batch(taken, CPU, FP32)
-    if leak:  # every token sees all before it, of whatever document
-        causal = torch.full((SEQ_LEN, SEQ_LEN), torch.finfo(FP32).min).triu(1)
-        batch.inputs["attention_mask"] = causal[None, None].expand_as(batch.inputs["attention_mask"])
-    return float(loss_sum(model(**batch.inputs).logits, batch)), batch.supervised
+def loss_packed(model: Any, taken: dict[str, Any]) -> tuple[float, int]:
+    return float(language_loss(plain_forward(model), taken)), int(supervised_mask(taken).sum())
 
 
 def test_packed_rows_lose_what_their_documents_lose(
@@ -75,7 +72,11 @@ def test_a_leak_between_documents_is_caught_by_that_comparison(
     model: Any, rows: PackedRows, documents: list[Document]
 ) -> None:
     alone = sum(loss_alone(model, document)[0] for document in documents)
-    leaked, _ = loss_packed(model, rows.take(range(len(rows))), leak=True)
+    taken = rows.take(range(len(rows)))
+    learned = supervised_mask(taken)
+    taken["segment_ids"][taken["segment_ids"] > 0] = 1  # every token sees all before it
+    taken["loss_mask"][:, 1:] = learned[:, :-1]
+    leaked, _ = loss_packed(model, taken)
     assert abs(leaked - alone) > 100 * LOSS_TOLERANCE * alone
 
 
@@ -93,8 +94,8 @@ def test_gradients_of_packed_rows_are_those_of_their_documents(
     model: Any, rows: PackedRows, documents: list[Document]
 ) -> None:
     weight = model.model.layers[0].self_attn.q_proj.weight
-    batch = make_batch(rows.take(range(len(rows))), CPU, FP32)
-    (packed,) = torch.autograd.grad(loss_sum(model(**batch.inputs).logits, batch), [weight])
+    loss = language_loss(plain_forward(model), rows.take(range(len(rows))))
+    (packed,) = torch.autograd.grad(loss, [weight])
     alone = torch.zeros_like(packed)
     for document in documents:
         ids = torch.from_numpy(document.ids.astype(np.int64))
@@ -112,31 +113,21 @@ def test_the_first_token_of_a_document_is_predicted_by_nothing() -> None:
         "loss_mask": np.array([[1, 1, 1, 1, 1, 1]]),
     }
     # Position s predicts token s+1: within document 1, within document 2, and never across or into padding.
-    assert supervised_mask(taken).tolist() == [[True, False, True, False, False]]
+    assert supervised_mask(taken).tolist() == [[True, False, True, False, False, False]]
 
 
-def test_logits_are_kept_for_supervised_columns_alone(model: Any) -> None:
-    taken = {
-        "input_ids": np.arange(12).reshape(2, 6),
-        "segment_ids": np.ones((2, 6), int),
-        "position_ids": np.tile(np.arange(6), (2, 1)),
-        "loss_mask": np.array([[0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 1]]),
-    }
-    batch = make_batch(taken, CPU, FP32)
-    assert batch.inputs["logits_to_keep"].tolist() == [1, 4]
-    assert batch.targets_N.tolist() == [2, 8, 11]
-    assert model(**batch.inputs).logits.shape == (2, 2, VOCABULARY)
-
-
-def test_a_batch_with_nothing_to_learn_has_no_targets() -> None:
-    taken = {
-        name: np.zeros((1, 6), int) for name in ("input_ids", "segment_ids", "position_ids", "loss_mask")
-    }
-    assert make_batch(taken, CPU, FP32).supervised == 0
+def test_a_batch_with_nothing_to_learn_has_a_loss_of_zero_with_gradients(model: Any) -> None:
+    names = ("input_ids", "segment_ids", "position_ids", "loss_mask")
+    loss = language_loss(plain_forward(model), {name: np.zeros((1, 6), int) for name in names})
+    assert float(loss.detach()) == 0.0
+    loss.backward()
+    assert float(model.lm_head.weight.grad.abs().max()) == 0.0
+    model.zero_grad()
 
 
 def test_padding_never_makes_a_number_that_is_not_finite(model: Any, rows: PackedRows) -> None:
     taken = rows.take(range(len(rows)))
     assert (taken["segment_ids"] == 0).any()
     with torch.no_grad():
-        assert torch.isfinite(model(**make_batch(taken, CPU, FP32).inputs).logits).all()
+        everywhere = Places.of(taken["segment_ids"][:, :-1] > -1)
+        assert torch.isfinite(plain_forward(model).logps(taken, everywhere)[0]).all()

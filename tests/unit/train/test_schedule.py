@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tunewright.config import TrainConfig
 from tunewright.errors import TrainError
-from tunewright.train.schedule import learning_rate, rows_of_step, steps_per_epoch, total_steps
+from tunewright.train.schedule import Order, learning_rate, total_steps
 
 PEAK = 1e-3
 
@@ -121,47 +121,82 @@ def test_settings_that_have_no_effect_are_refused(values: dict[str, Any], told: 
     [
         ({"max_steps": 7}, 400, 7),
         ({"num_train_epochs": 1}, 400, 100),
-        ({"num_train_epochs": 3}, 403, 300),
-        ({"num_train_epochs": 0.5}, 10, 1),
+        ({"num_train_epochs": 3}, 403, 303),
+        ({"num_train_epochs": 0.5}, 10, 2),
         ({"num_train_epochs": 0.01}, 400, 1),
         ({"num_train_epochs": 1.001}, 4000, 1001),
+        ({"num_train_epochs": 0.07}, 400, 7),
     ],
 )
 def test_steps_of_a_training(length: dict[str, float], rows: int, steps: int) -> None:
-    assert total_steps(config(**length), rows) == steps
+    asked = config(**length)
+    assert total_steps(asked, Order(asked, 0, [rows])) == steps
 
 
-@pytest.mark.parametrize("length", [{"max_steps": 7}, {"num_train_epochs": 3}], ids=str)
-def test_fewer_rows_than_a_batch_are_refused(length: dict[str, float]) -> None:
-    with pytest.raises(TrainError, match="has 3 packed rows, fewer than train.global_batch_size=4; lower it"):
-        total_steps(config(**length), 3)
+def test_an_epoch_of_several_tasks_is_one_of_the_main_rows() -> None:
+    asked = config(num_train_epochs=2)
+    order = Order(asked, 0, [30, 7], [0.25])
+    assert total_steps(asked, order) == 20  # three main rows a step
+    assert order.epoch(10) == 1.0
 
 
-@given(st.integers(4, 60), st.integers(0, 5), st.integers(0, 3))
-def test_an_epoch_sees_each_row_once_but_for_an_incomplete_batch(rows: int, seed: int, epoch: int) -> None:
-    per_epoch = steps_per_epoch(config(), rows)
-    steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-    seen = [int(row) for step in steps for row in rows_of_step(config(), seed, step, rows)]
-    assert len(seen) == len(set(seen)) == rows // 4 * 4
-    assert set(seen) <= set(range(rows))
+def test_fewer_rows_than_a_batch_are_refused() -> None:
+    told = "has 3 packed rows, fewer than the 4 of them in a batch of train.global_batch_size=4; lower it"
+    with pytest.raises(TrainError, match=told):
+        Order(config(), 0, [3])
+    Order(config(), 0, [3, 1], [0.25])
+    with pytest.raises(TrainError, match="a side task has no packed rows"):
+        Order(config(), 0, [30, 0], [0.25])
+
+
+@given(st.integers(4, 60), st.integers(0, 5), st.integers(1, 4))
+def test_every_row_is_seen_once_an_epoch(rows: int, seed: int, epochs: int) -> None:
+    order = Order(config(), seed, [rows])
+    steps = total_steps(config(num_train_epochs=epochs), order)
+    seen = [int(row) for step in range(steps) for row in order.rows_of_step(step)[1]]
+    assert len(seen) - epochs * rows in range(4)  # the last batch is filled up from the next epoch
+    for epoch in range(epochs):
+        assert sorted(seen[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
+
+
+@given(st.integers(8, 40), st.floats(0.02, 0.45), st.floats(0.02, 0.45))
+def test_tasks_have_their_shares_and_each_sees_its_rows_in_turn(
+    rows: int, share: float, other: float
+) -> None:
+    order = Order(config(global_batch_size=8), 1, [rows, 5, 11], [share, other])
+    drawn = [order.rows_of_step(step) for step in range(30)]
+    assert all(len(tasks) == 8 for tasks, _ in drawn)
+    tasks, taken = (np.concatenate(each) for each in zip(*drawn, strict=True))
+    for task, wanted in ((1, share), (2, other)):
+        assert abs((tasks == task).sum() - 240 * wanted) <= 0.5
+        own = taken[tasks == task].tolist()
+        length = [rows, 5, 11][task]
+        assert all(
+            sorted(own[at : at + length]) == list(range(length))
+            for at in range(0, len(own) - length + 1, length)
+        )
 
 
 @pytest.mark.parametrize(("workers", "micro"), [(1, 1), (1, 4), (2, 2), (4, 1), (2, 4), (8, 1)])
 def test_the_rows_of_a_step_are_the_same_for_any_number_of_workers(workers: int, micro: int) -> None:
-    one = config(global_batch_size=8, micro_batch_size=8)
-    many = config(global_batch_size=8, micro_batch_size=micro, workers=workers)
+    one = Order(config(global_batch_size=8, micro_batch_size=8), 1, [50])
+    many = Order(config(global_batch_size=8, micro_batch_size=micro, workers=workers), 1, [50])
     for step in range(12):
-        np.testing.assert_array_equal(rows_of_step(one, 1, step, 50), rows_of_step(many, 1, step, 50))
+        np.testing.assert_array_equal(one.rows_of_step(step), many.rows_of_step(step))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    first = [rows_of_step(config(), 0, step, 40).tolist() for step in range(10)]
-    second = [rows_of_step(config(), 0, step, 40).tolist() for step in range(10, 20)]
-    other = [rows_of_step(config(), 1, step, 40).tolist() for step in range(10)]
-    assert first != second != other != first
-    assert first == [rows_of_step(config(), 0, step, 40).tolist() for step in range(10)]
+def test_epochs_seeds_and_tasks_have_orders_of_their_own() -> None:
+    def orders(seed: int) -> list[list[int]]:
+        order = Order(config(), seed, [40, 40], [0.5])
+        drawn = [order.rows_of_step(step) for step in range(40)]
+        tasks, rows = (np.concatenate(each) for each in zip(*drawn, strict=True))
+        return [rows[tasks == task][at : at + 40].tolist() for task in (0, 1) for at in (0, 40)]
+
+    every = orders(0) + orders(1)
+    assert len({tuple(order) for order in every}) == 8
+    assert every[:4] == orders(0)
 
 
 def test_the_order_of_rows_never_changes_between_releases() -> None:
     # A checkpoint holds a step, not an order: another order would repeat and skip rows after a resume.
-    assert rows_of_step(config(), 17, 0, 10).tolist() == [8, 9, 4, 6]
+    assert Order(config(), 17, [10]).rows_of_step(0)[1].tolist() == [8, 9, 4, 6]

@@ -13,7 +13,7 @@ from tunewright.config import TrainConfig
 from tunewright.data import dataset
 from tunewright.errors import TrainError
 from tunewright.models.load import load_model
-from tunewright.train.worker import WorkerEnds, WorkerSpec, run_spec
+from tunewright.train.worker import TaskSpec, WorkerEnds, WorkerSpec, run_spec
 
 pytestmark = [
     pytest.mark.usefixtures("one_worker"),
@@ -33,12 +33,13 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def spec(folder: Path, **values: Any) -> WorkerSpec:
     small_model().save_pretrained(folder / "base")
     shape = {"max_steps": 3, "global_batch_size": 4, "micro_batch_size": 2, "logging_steps": 1}
+    config = TrainConfig.model_validate({**shape, "precision": "fp32", **values})
     return WorkerSpec(
-        config=TrainConfig.model_validate({**shape, "precision": "fp32", **values}),
+        config=config,
         seed=1,
         identity="the same",
         base=str(folder / "base"),
-        data=str(folder / "data"),
+        tasks=(TaskSpec("", config, str(folder / "data")),),
         work=str(folder),
         stop_step=None,
         start=None,
