@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,10 +95,11 @@ def small_model(kind: str = "llama", **changes: Any) -> Any:
 def plain_forward(model: Any, windows: Any = None) -> Any:
     """The model as training asks it, without an engine around it."""
     from tunewright.models.packed import EVERY_LAYER
-    from tunewright.train.forward import Forward
+    from tunewright.train.bare import bare_forward
 
-    engine: Any = SimpleNamespace(deepspeed=model, device=torch.device("cpu"), dtype=torch.float32, stage=0)
-    return Forward(engine, EVERY_LAYER if windows is None else windows)
+    return bare_forward(
+        model, torch.device("cpu"), torch.float32, 0, EVERY_LAYER if windows is None else windows
+    )
 
 
 def language_loss(forward: Any, rows: dict[str, Any]) -> Any:
@@ -240,7 +240,7 @@ def on_two_workers(program: Callable[[int, Any], Any], arguments: Any, folder: P
         for rank in range(2)
     ]
     try:
-        told = [process.communicate(timeout=120)[0] for process in running]
+        told = [process.communicate(timeout=300)[0] for process in running]
     finally:
         for process in running:
             process.kill()

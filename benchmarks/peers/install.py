@@ -6,6 +6,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CONSTRAINTS = HERE.parents[1] / "constraints.txt"
+WITHOUT = {"llamafactory": ["torchvision", "torchaudio"]}
+"""What a peer's dependencies bring and text does not need; their wheels fit one build of torch alone."""
 
 
 def peer_python(name: str) -> Path:
@@ -19,6 +21,8 @@ def peer_python(name: str) -> Path:
         torch = next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
         subprocess.run([*pip, torch], check=True)
         subprocess.run([*pip, "-r", str(HERE / f"{name}.txt"), torch], check=True)
+        if name in WITHOUT:
+            subprocess.run([*pip[:3], "uninstall", "-q", "-y", *WITHOUT[name]], check=True)
         ready.touch()
     return python
 

@@ -44,13 +44,34 @@ def base_stage(line: Line) -> Artifact:
     Raises:
         ModelError: a folder or hub id that cannot be used.
     """
-    from tunewright.models.base import register_folder
+    from tunewright.models.new_tokens import make_new_tokens, new_tokens_plan
 
-    if line.run.base.model == "tiny":
-        return _tiny(line)
+    base = _tiny(line) if line.run.base.model == "tiny" else _registered(line)
+    if not line.run.base.new_tokens:
+        return base
+    plan = new_tokens_plan(base, line.run.base.new_tokens)
+    return line.make(
+        "new tokens",
+        plan,
+        lambda: make_new_tokens(line.store, base, plan),
+        lambda made: made.facts["new_tokens_told"],
+    )
+
+
+def _registered(line: Line) -> Artifact:
+    """The folder or hub id that the run names."""
+    from tunewright.models.base import changed_since, model_folder, register_folder
+    from tunewright.models.skeleton import read_config
+    from tunewright.preflight import check_methods
+
     begun = time.monotonic()
     base, found = register_folder(line.store, line.run.base)
+    changed = None if found else changed_since(line.store, base)
+    if changed:
+        line.say(f"base       {changed}")
     line.record("base", time.monotonic() - begun, "found" if found else "made", base.ref, _told(base))
+    if not Path(line.run.base.model).expanduser().is_dir():  # else this was done before anything started
+        check_methods(line.run, read_config(model_folder(base)), line.run.base.model)
     return base
 
 

@@ -140,6 +140,40 @@ def chat(
     raise typer.Exit(converse(message, url, model, system, key, _root(store), max_tokens))
 
 
+@app.command("export")
+def export_model(
+    ref: Annotated[
+        str,
+        typer.Argument(
+            metavar="REF", help="MODEL@vN or MODEL@ALIAS; MODEL alone is its prod, or its newest."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder to write: a new one, or an empty one.")
+    ],
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="One plain model instead of the adapter, proved to answer as both."),
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="fp32|bf16|fp16", help="Of the merged model. The base's if left out."),
+    ] = None,
+    store: StoreRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a version as a PEFT folder, or with --merge as a Hugging Face model, for use elsewhere."""
+    from tunewright.export import export_version, precision_named
+
+    made = export_version(
+        _registry(store).store, ref, out.expanduser().absolute(), merge, precision_named(dtype)
+    )
+    if as_json:
+        print_json({"version": made.name, "folder": str(made.folder), "equivalence": made.equivalence})
+    else:
+        print(made.told())
+
+
 @runs_app.command("ls")
 def runs_ls(store: StoreRoot = None, as_json: AsJson = False) -> None:
     """Runs of the store, newest first."""

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from tunewright.artifacts import Artifact, read_json, write_json
+from tunewright.artifacts import Artifact, explained, read_json, write_json
 from tunewright.config import RunConfig
 from tunewright.evaluation_stage import read_scores
 from tunewright.line import Line
+
+PEAKS = ("peak_rss_gib", "peak_cuda_gib")
+"""Figures of worker 0 of which the largest is told."""
 
 
 def finish(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
     """Write summary.json and report.html, and print the table."""
     from tunewright.report import summary_table, write_report
 
-    summary = _summary(line, folder, made)
+    metrics = _metrics(line, made)
+    summary = _summary(line, folder, made, metrics.get("train", []))
     write_json(folder / "summary.json", summary)
-    write_report(folder, summary, _metrics(line, made), _trials(made), _evaluation(line, made))
+    write_report(folder, summary, metrics, _trials(made), _evaluation(line, made))
+    if "train" in made:
+        _show_training(line, folder, made, metrics["train"], summary)
     print(f"\n{summary_table(summary)}\n", file=line.out)
     print(_next_steps(line.run, folder, summary), file=line.out, flush=True)
     return summary
+
+
+def _show_training(
+    line: Line, folder: Path, made: dict[str, Any], rows: list[dict[str, Any]], summary: dict[str, Any]
+) -> None:
+    """Pictures of the training beside the report, its metrics file, and what its sinks have not got."""
+    from tunewright.report.training_charts import marks_of, write_pngs
+
+    write_pngs(folder / "plots", rows, marks_of(rows, summary["training"]))
+    with explained(f"writing {folder / 'metrics.jsonl'}"):
+        shutil.copy(made["train"].path / "metrics.jsonl", folder / "metrics.jsonl")
+    names = {role: made[role].ref for role in ("base", "data", "train", "evaluate") if role in made}
+    for told in line.sinks.finish(rows, names | {"version": summary["version"] or "none"}):
+        line.say(f"{'':<10}       {told}")
 
 
 def _next_steps(run: RunConfig, folder: Path, summary: dict[str, Any]) -> str:
@@ -36,13 +57,16 @@ def _next_steps(run: RunConfig, folder: Path, summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _summary(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
+def _summary(line: Line, folder: Path, made: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     run, swept, version = line.run, made.get("sweep"), made.get("version")
     trained, evaluation = made.get("train"), made.get("evaluate")
     paths = {"run": str(folder), "report": str(folder / "report.html"), "store": str(line.store.root)}
     if trained is not None:
         kind = "adapter" if (trained.path / "adapter").is_dir() else "model"
         paths[kind] = str(trained.path / kind)
+        paths["plots"] = str(folder / "plots")
+        if run.train.tensorboard:
+            paths["tensorboard"] = str(folder / "tensorboard")
     if "data" in made:
         paths["quarantine"] = str(made["data"].path / "quarantine")
     return {
@@ -63,8 +87,28 @@ def _summary(line: Line, folder: Path, made: dict[str, Any]) -> dict[str, Any]:
         "endpoint": made.get("endpoint"),
         "served_equals_evaluated": made.get("served"),
         "tokens_per_s": trained.facts["tokens_per_s"] if trained else None,
+        "training": _training(trained, rows),
         "data": _data_summary(made.get("data")),
         "paths": paths,
+    }
+
+
+def _training(trained: Artifact | None, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """How the training went, in what a report is made from."""
+    if trained is None:
+        return None
+    from tunewright.train.certificate import certificate_rows, read_certificate
+
+    facts = trained.facts
+    peaks = {k: max(row[k] for row in rows if k in row) for k in PEAKS if any(k in row for row in rows)}
+    return {
+        "steps": facts["steps"],
+        "weights_step": facts.get("weights_step"),
+        "ended": facts.get("ended"),
+        "tries": max((int(row.get("attempt", 1)) for row in rows), default=1),
+        "certificate": certificate_rows(read_certificate(trained.path)),
+        "rollbacks": max((int(row.get("rollbacks", 0)) for row in rows), default=0),
+        **peaks,
     }
 
 

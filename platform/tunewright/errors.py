@@ -77,6 +77,17 @@ class NonFiniteLoss(TrainError):
         return type(self), (self.step, self.what)
 
 
+class CertificateFailed(TrainError):
+    """A claim of a run's certificate does not hold for its own model and data."""
+
+    def __init__(self, number: int, name: str, sentence: str):
+        super().__init__(f"certificate, {number} ({name}): {sentence}")
+        self.number, self.name, self.sentence = number, name, sentence
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.number, self.name, self.sentence)
+
+
 class ResumeMismatch(TrainError):
     """A checkpoint belongs to other data, another base or another configuration."""
 

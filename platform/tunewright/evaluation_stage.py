@@ -93,9 +93,11 @@ def _score(
     running = []
     for index in missing:
         work = clear_dir(store.work_dir(plans[index]))
+        # After earlier stages, an adapter is on another base than the one it is compared with.
+        whole = base if index == 0 else store.load(trained.manifest.parents["base"])
         tuned = str(trained.path) if index == 1 else None
         running.append(
-            task.remote(run.model_dump_json(), _folder(base), tuned, str(data.path / "tokenizer"), str(work))
+            task.remote(run.model_dump_json(), _folder(whole), tuned, str(data.path / "tokenizer"), str(work))
         )
     artifacts = []
     for index, facts in zip(missing, ray.get(running), strict=True):

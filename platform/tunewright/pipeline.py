@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tunewright.artifacts import Artifact, Store, write_json
 from tunewright.base_stage import base_stage
-from tunewright.closing import finish, write_data_report
+from tunewright.closing import finish
 from tunewright.config import RunConfig, load_run
 from tunewright.errors import ConfigError, EvaluateError, GateRefused, TunewrightError
 from tunewright.evaluation_stage import evaluation_stage, read_scores
 from tunewright.line import Line, quiet_libraries
-from tunewright.preflight import check_cluster_size, check_files
+from tunewright.preflight import check_cluster_size, check_files, check_model
+from tunewright.training_stages import prepare_trainings, train_earlier, train_stage
 
 if TYPE_CHECKING:
     from tunewright.train.stage import Training
@@ -78,6 +79,7 @@ def run_line(run: RunConfig, until: str = STAGES[-1], out: TextIO | None = None)
     """
     store = Store(run.store_root)
     check_files(run)
+    check_model(run)
     line = Line(run, store, out or sys.stdout)
     with store.lock(f"run-{run.name}", f"run {run.name}"):
         folder = store.root / "runs" / run.name
@@ -103,12 +105,18 @@ def _stages(line: Line, until: str, made: dict[str, Any]) -> None:
     """The stages in order; each takes what those before it made, and adds its own to `made`."""
     wanted = STAGES[: STAGES.index(until) + 1]
     made["base"] = base_stage(line)
-    if "data" in wanted:
-        made["data"] = _data(line, made["base"])
-    if "sweep" in wanted and line.run.sweep is not None:
-        made["sweep"] = _sweep(line, _training(line, made))
+    if "data" not in wanted:
+        return
+    trainings = prepare_trainings(line, made["base"])
+    made["data"] = trainings[-1].data
+    sweeps = "sweep" in wanted and line.run.sweep is not None
+    if not sweeps and "train" not in wanted:
+        return
+    training = train_earlier(line, trainings)
+    if sweeps:
+        made["sweep"] = _sweep(line, training)
     if "train" in wanted:
-        made["train"] = _train(line, _training(line, made), made.get("sweep"))
+        made["train"] = _train(line, training, made.get("sweep"))
     if "evaluate" in wanted:
         made["evaluate"] = evaluation_stage(line, made["base"], made["data"], made["train"])
     if "register" in wanted:
@@ -116,12 +124,6 @@ def _stages(line: Line, until: str, made: dict[str, Any]) -> None:
         made["alias"] = _promote(line, made["version"])
     if "deploy" in wanted and line.run.serve is not None:
         made |= _deploy(line, made["evaluate"])
-
-
-def _training(line: Line, made: dict[str, Any]) -> Training:
-    from tunewright.train.stage import Training
-
-    return Training(line.run.train, made["base"], made["data"], line.run.seed)
 
 
 def _connect() -> None:
@@ -153,30 +155,6 @@ def _leave() -> None:
         ray.shutdown()
 
 
-def _data(line: Line, base: Artifact) -> Artifact:
-    from tunewright.data.prepare import gather, prepare, prepare_plan
-
-    config = line.run.data
-    inputs = gather(line.store, config)
-    plan = prepare_plan(config, base, inputs)
-
-    def told(data: Artifact) -> str:
-        facts = data.facts
-        read, rejected, duplicates = (
-            sum(source[key] for source in facts["funnel"]) for key in ("read", "rejected", "duplicates")
-        )
-        return (
-            f"{read:,} rows read, {rejected:,} rejected, {duplicates:,} duplicates, "
-            f"{facts['train_rows']:,} packed rows to train on, {facts['packing_efficiency']:.0%} full"
-        )
-
-    data = line.make(
-        "data", plan, lambda: prepare(line.store, config, base, plan, inputs, tell=line.live), told
-    )
-    write_data_report(line.store.root / "runs" / line.run.name, data)
-    return data
-
-
 def _sweep(line: Line, training: Training) -> Artifact:
     from tunewright.tune.campaign import sweep, sweep_plan
 
@@ -203,18 +181,11 @@ def _sweep(line: Line, training: Training) -> Artifact:
 
 
 def _train(line: Line, training: Training, swept: Artifact | None) -> Artifact:
-    from tunewright.train.stage import train
     from tunewright.tune.campaign import winner_config
 
     if swept is not None:
         training = replace(training, config=winner_config(line.run, swept), start=swept)
-
-    def told(trained: Artifact) -> str:
-        facts = trained.facts
-        loss = f"loss {facts['loss']:.3f}, eval loss {facts.get('eval_loss', float('nan')):.3f}"
-        return f"{facts['steps']} steps, {facts['tokens']:,} tokens, {loss}"
-
-    return line.make("train", training.plan, lambda: train(line.store, training, line.training_line), told)
+    return train_stage(line, "train", training)
 
 
 def _register(line: Line, trained: Artifact, evaluation: Artifact) -> Any:

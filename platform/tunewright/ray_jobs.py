@@ -22,8 +22,8 @@ from tunewright.ray_local import forget_addresses
 if TYPE_CHECKING:
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-JOB_STOP_WAIT_S = 60
-"""Time a stopped job has to write its checkpoint before Ray kills it."""
+JOB_STOP_WAIT_S = 180
+"""Time a stopped job has to finish its step and write its checkpoint before Ray kills it."""
 LOST_AFTER_S = 60.0
 """A cluster that does not answer for so long is given up."""
 STATUS_PERIOD_S = 0.4
@@ -52,20 +52,21 @@ def submit_and_follow(
         working_dir: a folder to send to the cluster; its machines share the paths when left out.
 
     A job that succeeded is 0, one that failed its driver's exit code or 1, a stopped one 130.
-    Ctrl-C stops the job, with SIGINT first so that it can write a checkpoint, and returns 130.
+    Ctrl-C stops the job, with SIGTERM first so that a training finishes its step and saves, and
+    returns 130; so does `ray job stop`. (On SIGINT Ray Train would end its workers at once.)
 
     Raises:
         ClusterError: the cluster cannot be reached, refuses the job, or is lost.
     """
     client = _client(address)
-    stop = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S)}
+    stop = {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S)}
     runtime_env: dict[str, Any] = {"env_vars": {**env, **stop}}
     if working_dir is not None:
         runtime_env["working_dir"] = str(working_dir)
+    # Ray gives it to a shell, which SIGTERM would end before the driver, whose end nobody would notice then.
+    command = f"exec {shlex.join(entrypoint)}"
     try:
-        client.submit_job(
-            entrypoint=shlex.join(entrypoint), submission_id=submission_id, runtime_env=runtime_env
-        )
+        client.submit_job(entrypoint=command, submission_id=submission_id, runtime_env=runtime_env)
     except (RuntimeError, OSError) as error:
         raise ClusterError(f"the Ray at {address} refused the job {submission_id}: {error}") from None
     printer = _Printer(out or sys.stdout)

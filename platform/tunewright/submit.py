@@ -14,6 +14,7 @@ from tunewright.artifacts import Store
 from tunewright.config import RunConfig, default_store_root, load_run
 from tunewright.console import print_json
 from tunewright.errors import ConfigError
+from tunewright.line import in_place
 from tunewright.preflight import check_files
 from tunewright.ray_jobs import submit_and_follow
 from tunewright.ray_local import local_ray
@@ -35,7 +36,7 @@ def run_line(config: Path, sets: Sequence[str], address: str | None, until: str 
         ClusterError: Ray did not start, or was lost.
     """
     run = load_run(config, sets)
-    out = sys.stderr if as_json else sys.stdout
+    out = in_place(sys.stderr if as_json else sys.stdout)
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     submission_id = f"{run.name}-{until or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     if address and not _shares_paths(address):

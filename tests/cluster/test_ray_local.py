@@ -69,12 +69,13 @@ raise SystemExit(3)
 """
 # Says who it is, and that it was asked to stop.
 PATIENT = """
-import os, time
-print('pid', os.getpid(), flush=True)
-try:
-    time.sleep(100)
-except KeyboardInterrupt:
+import os, signal, sys, time
+def stop(*_):
     print('checkpoint written', flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+print('pid', os.getpid(), flush=True)
+time.sleep(100)
 """
 
 

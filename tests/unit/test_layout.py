@@ -27,13 +27,21 @@ ROWS = [
     {"tune"},
     {"report", "line", "preflight", "console", "ray_guard", "ray_local", "runs", "doctor", "chat_client"},
     {"base_stage", "evaluation_stage", "ray_jobs", "endpoint"},
-    {"submit", "closing", "preview"},
+    {"submit", "closing", "preview", "export"},
+    {"training_stages"},
     {"pipeline", "data_cli"},
     {"cli"},
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 
-STAGES = ["pipeline.py", "closing.py", "preflight.py", "base_stage.py", "evaluation_stage.py"]
+STAGES = [
+    "pipeline.py",
+    "closing.py",
+    "preflight.py",
+    "base_stage.py",
+    "training_stages.py",
+    "evaluation_stage.py",
+]
 # Where a heavy package may be imported at all: files, or folders with everything in them.
 ALLOWED = {
     "ray": [

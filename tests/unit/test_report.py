@@ -21,7 +21,10 @@ from tunewright.report import summary_table, write_report
 from tunewright.report.charts import spread
 from tunewright.report.table import WIDTH
 from tunewright.report.text import NONE, duration
+from tunewright.report.training_charts import marks_of, write_pngs
 
+PICTURES = 8
+"""Of the sample: a task, the base's loss, five of the training, the sweep."""
 EVIL = '<script>alert("$x$")</script>&\'\u2028'
 
 
@@ -59,7 +62,14 @@ def sample() -> dict[str, Any]:
         }
         for i, (rate, rank) in enumerate(params)
     ]
-    curve = [{"step": s, "loss": 5 / (1 + s / 9), "lr": 1e-3, "tokens_per_s": 9e3} for s in range(0, 201, 5)]
+    curve: list[dict[str, Any]] = [
+        {
+            "step": s, "loss": 5 / (1 + s / 9), "lr": 1e-3, "tokens_per_s": 9e3, "grad_norm": 1 + s % 3,
+            "rss_gib": 1 + s / 400, "peak_rss_gib": 1.2 + s / 400, "attempt": 1 + (s > 90),
+            "rollbacks": int(s > 150),
+        }
+        for s in range(0, 201, 5)
+    ]  # fmt: skip
     for row in curve[::8]:
         row["eval_loss"] = row["loss"] * 1.04
     names = ("base", "data", "sweep", "train", "evaluate", "register", "deploy")
@@ -94,6 +104,11 @@ def sample() -> dict[str, Any]:
         "endpoint": "http://127.0.0.1:8000/v1",
         "served_equals_evaluated": {"asked": 8, "equal": 8},
         "tokens_per_s": 9123.4,
+        "training": {
+            "steps": 200,
+            "weights_step": 160,
+            "ended": "eval_loss was 0.24 at step 200, no better than 0.23 for 3 evaluations",
+        },
         "data": {
             "funnel": [{"source": "builtin", "read": 5000, "rejected": 80, "duplicates": 41, "kept": 4879}],
             "reasons": {"broken JSON": 42, "message 1 (assistant) is empty": 38},
@@ -118,7 +133,7 @@ def bare() -> dict[str, Any]:
     """A run that stopped after its first stage: what is not there is None."""
     run = sample()
     missing = ("base", "tuned", "winner", "version", "alias", "endpoint", "served_equals_evaluated", "data")
-    run["summary"] |= dict.fromkeys((*missing, "tokens_per_s")) | {"trials": 0}
+    run["summary"] |= dict.fromkeys((*missing, "tokens_per_s", "training")) | {"trials": 0}
     return run | {"metrics": {"train": []}, "trials": [], "evaluation": {}}
 
 
@@ -160,8 +175,14 @@ def page_of(run: dict[str, Any], folder: Path) -> tuple[str, Page]:
     return html, page
 
 
-def test_page_shows_the_figures_of_the_run(tmp_path: Path) -> None:
-    _, page = page_of(sample(), tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+    """The page of a whole run; drawing its pictures takes a second."""
+    return page_of(sample(), tmp_path_factory.mktemp("whole"))
+
+
+def test_page_shows_the_figures_of_the_run(whole: tuple[str, Page]) -> None:
+    _, page = whole
     text = " ".join("".join(page.texts).split())
     for wanted in (
         "quickstart@v1", "0.850", "17 of 20 right; 95 % interval 0.640 to 0.948", "8 of 8 equal", "prod",
@@ -173,11 +194,11 @@ def test_page_shows_the_figures_of_the_run(tmp_path: Path) -> None:
         "found: email (39), card (41).",
     ):  # fmt: skip
         assert wanted in text, wanted
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == PICTURES
 
 
-def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
-    html, page = page_of(sample(), tmp_path)
+def test_page_needs_nothing_from_elsewhere(whole: tuple[str, Page]) -> None:
+    html, page = whole
     assert not {"script", "link", "img", "iframe", "object", "base", "form"} & set(page.tags)
     assert "@import" not in html
     linked = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "action")]
@@ -186,10 +207,10 @@ def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
         assert target.startswith("#")
 
 
-def test_pictures_are_valid_xml_with_ids_of_their_own(tmp_path: Path) -> None:
-    html, page = page_of(sample(), tmp_path)
+def test_pictures_are_valid_xml_with_ids_of_their_own(whole: tuple[str, Page]) -> None:
+    html, page = whole
     pictures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(pictures) == 4
+    assert len(pictures) == PICTURES
     for picture in pictures:
         ElementTree.fromstring(picture)
     ids = [value for name, value in page.attributes if name == "id"]
@@ -200,25 +221,67 @@ def test_pictures_are_valid_xml_with_ids_of_their_own(tmp_path: Path) -> None:
     assert used and used <= set(ids)
 
 
-def test_pictures_take_every_colour_and_font_from_the_page(tmp_path: Path) -> None:
-    html, _ = page_of(sample(), tmp_path)
+def test_pictures_take_every_colour_and_font_from_the_page(whole: tuple[str, Page]) -> None:
+    html, _ = whole
     for picture in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL):
         assert "var(--tuned)" in picture and "DejaVu" not in picture
         assert not re.search(r"#[0-9a-fA-F]{6}\b", picture)
 
 
-def test_every_picture_is_described_in_words(tmp_path: Path) -> None:
-    _, page = page_of(sample(), tmp_path)
+def test_every_picture_is_described_in_words(whole: tuple[str, Page]) -> None:
+    _, page = whole
     said = [value for name, value in page.attributes if name == "aria-label"]
-    assert len(said) == 4
+    assert len(said) == PICTURES
     assert "whole answer right 0.000 before and 0.850 after" in said[0]
-    assert "training loss 5 at step 0, 0.215 at step 200" in said[1]
-    assert "trial 2 stopped at 0.0286 after step 20" in said[3]
+    for at in (1, 6):
+        assert "training loss 5 at step 0, 0.215 at step 200; evaluation loss 5.2 at step 0" in said[at]
+    assert [words.partition(":")[0] for words in said[1:7]] == [
+        "Loss", "Learning rate", "Gradient norm, before clipping", "Speed", "Memory",
+        "Loss in the pretraining of the base",
+    ]  # fmt: skip
+    assert "trial 2 stopped at 0.0286 after step 20" in said[-1]
+
+
+def test_what_happened_to_the_training_is_marked_and_told(whole: tuple[str, Page]) -> None:
+    run, (html, page) = sample(), whole
+    text = " ".join("".join(page.texts).split())
+    for wanted in (
+        "Training was interrupted and went on from a checkpoint before step 95 (dotted lines).",
+        "Training went back to a checkpoint before step 155, as the loss ran away (dashed lines).",
+        "Training published the weights of step 160, which had the best evaluation (ring).",
+        "Training ended early: eval_loss was 0.24 at step 200, no better than 0.23 for 3 evaluations.",
+    ):
+        assert text.count(wanted) == 1, wanted
+    assert html.count("var(--bad)") > 5  # the rollback, in each picture of the training
+    rows, training = run["metrics"]["train"], run["summary"]["training"]
+    assert [(mark.step, mark.kind) for mark in marks_of(rows, training)] == [
+        (95, "resumed"), (155, "rollback"), (160, "best"), (200, "ended"),
+    ]  # fmt: skip
+    assert marks_of(rows[:19], {"steps": 200, "weights_step": 200}) == []
+
+
+def test_every_picture_is_a_png_too_and_one_without_figures_is_not_there(tmp_path: Path) -> None:
+    run = sample()
+    rows = run["metrics"]["train"]
+    paths = write_pngs(tmp_path, rows, marks_of(rows, run["summary"]["training"]))
+    names = ["loss", "learning_rate", "gradient_norm", "tokens_per_s", "memory"]
+    assert [path.name for path in paths] == [f"{name}.png" for name in names]
+    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 9000 for path in paths)
+    bare = [{"step": row["step"], "loss": row["loss"]} for row in rows]
+    assert [path.name for path in write_pngs(tmp_path, bare, [])] == ["loss.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
+    assert write_pngs(tmp_path / "none", [], []) == []
+
+
+def test_plots_that_cannot_be_written_say_why(tmp_path: Path) -> None:
+    (tmp_path / "plots").write_text("", encoding="utf-8")
+    with pytest.raises(StoreError, match=r"writing plots to .*plots: a file stands where a folder"):
+        write_pngs(tmp_path / "plots", sample()["metrics"]["train"], [])
 
 
 def evil_run() -> dict[str, Any]:
     """A run in which every text that comes from outside is hostile."""
-    run = sample()
+    run = sample() | {"metrics": {}}
     task = Task(
         EVIL, "json", desk_task(ticket=EVIL).prompts, [f'{{"{EVIL.replace(chr(34), "")}":1}}'] * 20, 8
     )
@@ -251,7 +314,7 @@ def test_a_run_that_stopped_early_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_text_task_has_no_json_rows(tmp_path: Path) -> None:
-    run = sample()
+    run = sample() | {"metrics": {}}
     prompt = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
     task = Task("chat", "text", [prompt], ["hello"], 8)
     result = {"chat": task_result(task, [""])}
@@ -277,7 +340,7 @@ def test_damaged_and_missing_figures_leave_gaps_not_errors(tmp_path: Path) -> No
 
 def test_a_page_that_cannot_be_written_says_why(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"writing .*report\.html"):
-        write_report(tmp_path / "missing", **sample())
+        write_report(tmp_path / "missing", **bare())
 
 
 def test_names_at_line_ends_stand_apart_in_their_order() -> None:

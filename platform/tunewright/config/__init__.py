@@ -29,6 +29,7 @@ from tunewright.config.sources import (
     SqlSource,
     source_label,
 )
+from tunewright.config.stages import EarlierStage
 from tunewright.config.sweep import SweepConfig
 from tunewright.config.train import BaseModelConfig, TrainConfig
 
@@ -38,6 +39,7 @@ __all__ = [
     "BuiltinSource",
     "DataConfig",
     "DoraConfig",
+    "EarlierStage",
     "EvaluateConfig",
     "FileSource",
     "FreezeConfig",

@@ -150,20 +150,25 @@ def _apply_override(data: dict[str, Any], override: str) -> Loc:
 
 def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
     """Make relative paths of existing files absolute; what is not found stays, for its own error."""
-    sources = _items(data.get("data"), "sources") + [
-        task.get("source") for task in _items(data.get("evaluate"), "tasks") if isinstance(task, dict)
-    ]
-    data_section = data.get("data")
-    if isinstance(data_section, dict):
-        sources += _items(data_section.get("contamination"), "against")
-        _anchor_key(data_section, folder)
+    sources = [task.get("source") for task in _mappings(data.get("evaluate"), "tasks")]
+    for section in _data_sections(data):
+        sources += [*_items(section, "sources"), *_items(section.get("contamination"), "against")]
+        _anchor(section, "chat_template", folder)
+        _anchor_key(section, folder)
     for source in sources:
         if isinstance(source, dict):
             _anchor(source, "path", folder)
             _anchor(source, "dataset", folder)
-    for section, key in (("sweep", "space"), ("data", "chat_template"), ("base", "model")):
-        if isinstance(data.get(section), dict):
-            _anchor(data[section], key, folder)
+    for name, key in (("sweep", "space"), ("base", "model")):
+        if isinstance(data.get(name), dict):
+            _anchor(data[name], key, folder)
+
+
+def _data_sections(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every `data:` there is: the run's, its stages', and their tasks'."""
+    trainings = [data, *_mappings(data, "stages")]
+    holders = trainings + [task for training in trainings for task in _mappings(training, "tasks")]
+    return [holder["data"] for holder in holders if isinstance(holder.get("data"), dict)]
 
 
 def _anchor_key(data_section: dict[str, Any], folder: Path) -> None:
@@ -177,6 +182,10 @@ def _anchor_key(data_section: dict[str, Any], folder: Path) -> None:
 def _items(section: Any, key: str) -> list[Any]:
     found = section.get(key) if isinstance(section, dict) else None
     return found if isinstance(found, list) else []
+
+
+def _mappings(section: Any, key: str) -> list[dict[str, Any]]:
+    return [item for item in _items(section, key) if isinstance(item, dict)]
 
 
 def _anchor(mapping: dict[str, Any], key: str, folder: Path) -> None:

@@ -13,6 +13,18 @@ ObjectiveName = Literal["sft", "pretrain", "classify", "tag", "dpo", "orpo", "kt
 LANGUAGE_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "kto")
 """Objectives of a language model; the others train a head of their own on the transformer."""
 
+FIGURES: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    "pretrain": (),
+    "classify": ("accuracy", "macro_f1", "calibration_error"),
+    "tag": ("accuracy", "precision", "recall", "f1", "macro_f1"),
+    "dpo": ("accuracy", "margin", "reward_chosen", "reward_rejected"),
+    "orpo": ("accuracy", "margin", "logp_chosen", "logp_rejected"),
+    "kto": ("accuracy", "margin", "kl", "reward_desirable", "reward_undesirable"),
+    "reward": ("accuracy", "margin"),
+}
+"""Objective -> its figures besides the loss; `eval_` stands before them among the run's."""
+
 
 class PreferenceConfig(Config):
     """`preference:` of dpo, orpo and kto."""

@@ -18,7 +18,8 @@ class SweepConfig(Config):
     scheduler: Literal["asha", "fifo"] = "asha"
     """`asha` stops trials that fall behind; `fifo` runs each to the end."""
     metric: str = "exact_match"
-    """A figure of the task on validation rows, or `eval_loss`."""
+    """`exact_match` of the task on validation rows, `eval_loss`, or another figure of the objective's
+    evaluation, such as `eval_accuracy`."""
     mode: Literal["max", "min"] = "max"
     max_steps: int | None = Field(None, ge=2)
     """Steps a trial may take; the whole of training when left out."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from math import lcm
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from tunewright.config.base import Config
 from tunewright.config.methods import AnyMethod, LoraConfig
-from tunewright.config.objectives import ObjectiveConfig
+from tunewright.config.objectives import LANGUAGE_OBJECTIVES, ObjectiveConfig
 
 
 class BaseModelConfig(Config):
@@ -19,6 +18,20 @@ class BaseModelConfig(Config):
     """`tiny` (made by Tunewright itself), a local folder, or a Hugging Face id."""
     revision: str | None = None
     """Commit or tag of a Hugging Face id; required for one, so that a run can be repeated."""
+    new_tokens: tuple[str, ...] = ()
+    """Special tokens that the tokenizer gets, such as `<|tool|>`, and the embeddings a row for each, which
+    begins as the mean of the others. They are learned by `full`, by `freeze` when it names the embeddings,
+    and by the low-rank methods, which train and save their rows beside the updates."""
+
+    @model_validator(mode="after")
+    def _tokens_can_be_told_apart(self) -> BaseModelConfig:
+        for token in self.new_tokens:
+            if not token or token != token.strip():
+                raise ValueError(f"new_tokens: {token!r} is empty or has blanks around it; write <|tool|>")
+        twice = sorted({token for token in self.new_tokens if self.new_tokens.count(token) > 1})
+        if twice:
+            raise ValueError(f"new_tokens: {twice[0]} is named twice")
+        return self
 
 
 class ZeroConfig(Config):
@@ -52,8 +65,8 @@ class WorkerResources(Config):
 class ElasticWorkers(Config):
     """`workers:` as many as the cluster holds, between two numbers; others when that changes.
 
-    A change restarts the workers from the newest checkpoint. The global batch stays what it is, so
-    each number of workers must divide it.
+    A change restarts the workers from the newest checkpoint. The global batch stays what it is; with a
+    number of workers that does not divide it, some have nothing to do in its last micro batches.
     """
 
     min: int = Field(1, ge=1)
@@ -118,6 +131,15 @@ class Watchdog(Config):
     """Times training goes back; then the run fails."""
 
 
+class MlflowConfig(Config):
+    """`mlflow:` training's settings, figures and artifacts go to an MLflow server too."""
+
+    tracking_uri: str = Field(min_length=1)
+    """`http://HOST:PORT`, or a database such as `sqlite:////data/mlflow.db`."""
+    experiment: str = Field("tunewright", min_length=1)
+    """Where the run appears; made when it is not there."""
+
+
 class TrainConfig(ObjectiveConfig):
     """`train:`"""
 
@@ -158,6 +180,10 @@ class TrainConfig(ObjectiveConfig):
     gradient_checkpointing: bool = False
     """Compute activations a second time in the backward pass instead of keeping them."""
     logging_steps: int = Field(10, ge=1)
+    tensorboard: bool = True
+    """Figures go to event files in the run's folder too, for `tensorboard --logdir`."""
+    mlflow: MlflowConfig | None = None
+    """Needs `pip install 'tunewright[mlflow]'`."""
     eval_steps: int | None = Field(None, ge=1)
     """Evaluate every so many steps; only at the end when left out."""
     early_stopping: EarlyStopping | None = None
@@ -193,25 +219,22 @@ class TrainConfig(ObjectiveConfig):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
-        rows, micro = self.global_batch_size, self.micro_batch_size
-        failing = [world for world in self.world_sizes if rows % (micro * world)]
-        if not failing:
-            return self
-        unit = micro * lcm(*self.world_sizes)
-        lower, upper = rows // unit * unit, (rows // unit + 1) * unit
-        valid = f"{lower} and {upper}" if lower else f"{upper}"
+        rows, unit, said = self.global_batch_size, self.micro_batch_size, "micro_batch_size"
         if isinstance(self.workers, int):
+            unit, said = unit * self.workers, "micro_batch_size*workers"
+        if rows % unit:
+            lower, upper = rows // unit * unit, (rows // unit + 1) * unit
+            valid = f"{lower} and {upper}" if lower else f"{upper}"
             raise ValueError(
-                f"global_batch_size={rows} is not a multiple of micro_batch_size*workers={unit}; "
-                f"nearest valid: {valid}"
+                f"global_batch_size={rows} is not a multiple of {said}={unit}; nearest valid: {valid}"
             )
-        fitting = [world for world in range(1, rows + 1) if rows % (micro * world) == 0]
-        raise ValueError(
-            f"global_batch_size={rows} cannot be split over {_listed(failing)} workers of "
-            f"micro_batch_size={micro}, and workers from {self.workers.min} to {self.workers.max} may come to "
-            f"that; nearest global_batch_size that all divide: {valid}"
-            + (f"; numbers of workers that divide {rows}: {_listed(fitting)}" if fitting else "")
-        )
+        return self
+
+    @model_validator(mode="after")
+    def _scales_its_loss(self) -> TrainConfig:
+        if self.precision == "fp16" and self.zero.stage == 0:
+            raise ValueError("precision fp16 needs zero.stage 1, 2 or 3, which keep its loss scale")
+        return self
 
     @model_validator(mode="after")
     def _offloads_from_a_gpu(self) -> TrainConfig:
@@ -247,12 +270,17 @@ class TrainConfig(ObjectiveConfig):
                 "gradient_checkpointing computes a block again without the keys and values in front of it, "
                 "so prefix_tuning cannot have it; choose prompt_tuning, or leave it off"
             )
+        if (
+            self.method.type in ("prompt_tuning", "prefix_tuning")
+            and self.objective not in LANGUAGE_OBJECTIVES
+        ):
+            raise ValueError(
+                f"method.type={self.method.type} learns virtual tokens in front of a language model, and "
+                f"objective {self.objective} trains a head of its own; choose lora, dora, rslora, qlora, "
+                f"ia3, freeze or full"
+            )
         if self.method.type == "qlora" and self.zero.stage == 3:
             raise ValueError(
                 "zero.stage=3 partitions weights, and those of qlora are packed in 4 bits; choose 0, 1 or 2"
             )
         return self
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))

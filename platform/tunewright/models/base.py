@@ -8,13 +8,16 @@ so that a base that changed is another artifact.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
+from typing import Any
 
 from tunewright.artifacts import Artifact, Plan, Store, clear_dir, code_hash, file_sha256, write_json
 from tunewright.config import BaseModelConfig
 from tunewright.errors import ModelError
+from tunewright.models.weights import check_finite, check_weights, first_of, headers
 
+CAUSAL = ("ForCausalLM", "GPT2LMHeadModel")
+"""How the names of causal language models end."""
 KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
@@ -44,16 +47,51 @@ def register_folder(store: Store, config: BaseModelConfig) -> tuple[Artifact, bo
         for pattern in KEPT
         for path in sorted(folder.glob(pattern))
     }
-    plan = Plan("base", {}, {"files": files, "revision": config.revision}, code_hash("models/base"))
+    code = code_hash("models/base", "models/weights", "models/vocabulary")
+    plan = Plan("base", {}, {"files": files, "revision": config.revision}, code)
     found = store.find(plan)
     if found is not None and Path(found.facts["folder"]) == folder:
         return found, True
     if found is not None:  # the same files in another place: the newer place counts
         store.quarantine(found.path, f"the base moved to {folder}")
+    else:
+        check_whole(folder)
     work = clear_dir(store.work_dir(plan))
     write_json(work / "source.json", {"model": config.model, "folder": str(folder), "files": files})
     facts = {"model": config.model, "folder": str(folder), **describe(folder)}
     return store.publish(plan, work, facts), False
+
+
+def check_whole(folder: Path) -> None:
+    """Raises `ModelError` unless weights and tokenizer are those of the model, and each number is finite.
+
+    Reads every weight once; a base is registered for good, so that this is paid once.
+    """
+    check_fits(folder)
+    check_finite(folder)
+
+
+def check_fits(folder: Path) -> None:
+    """Raises `ModelError` unless weights and tokenizer are those of the model; reads no weight."""
+    from tunewright.models.skeleton import whole_skeleton
+    from tunewright.models.vocabulary import check_tokenizer
+
+    check_tokenizer(folder, whole_skeleton(folder))
+
+
+def changed_since(store: Store, base: Artifact) -> str | None:
+    """What changed in the base's folder since the store last knew it, or None.
+
+    Models that were trained from what the folder held before are right on that alone.
+    """
+    folder, files = base.facts["folder"], base.manifest.config["files"]
+    for before in reversed(store.list("base")):
+        known = before.manifest.config.get("files")
+        if before.ref == base.ref or before.facts.get("folder") != folder or known in (None, files):
+            continue
+        names = sorted(n for n in {*known, *files} if known.get(n) != files.get(n))
+        return f"{first_of(names)} changed in {folder} since {before.ref}, which is not used any more"
+    return None
 
 
 def check_base(config: BaseModelConfig) -> None:
@@ -75,26 +113,69 @@ def check_folder(folder: Path) -> None:
     """Raises `ModelError` with the reason when `folder` cannot be a base."""
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise ModelError(f"{folder} is not a model folder: it has no config.json")
+        raise ModelError(f"{folder} is not a model folder: it has no config.json{_adapter(folder)}")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{config_file} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise ModelError(f"{config_file} holds a {type(config).__name__}, not the settings of a model")
-    if config.get("auto_map"):
-        raise ModelError(f"{folder} wants to run its own code (auto_map in config.json); that is refused")
-    names = config.get("architectures") or []
-    if not any(str(name).endswith("ForCausalLM") for name in names):
-        raise ModelError(f"{folder} is not a causal language model: architectures is {names}")
-    if not any(folder.glob("*.safetensors")):
-        pickled = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
-        found = (
-            f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
-        )
-        raise ModelError(f"{folder} has {found}; safetensors are needed")
+    _check_settings(folder, config)
+    _check_format(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder} has no tokenizer.json")
+    check_weights(folder)
+
+
+def _check_settings(folder: Path, config: dict[str, Any]) -> None:
+    if config.get("auto_map"):
+        raise ModelError(
+            f"{folder} wants to run its own code (auto_map in config.json); that is refused: it could "
+            f"do anything here. If transformers has {config.get('model_type')} models of its own, delete "
+            f"auto_map from a copy of the folder; else choose another base"
+        )
+    names = [str(name) for name in config.get("architectures") or []]
+    if not any(name.endswith(CAUSAL) for name in names) or config.get("is_encoder_decoder"):
+        kind = "an encoder with a decoder" if config.get("is_encoder_decoder") else "another kind of model"
+        raise ModelError(
+            f"{folder} is not a causal language model: architectures is {names}, {kind}; choose one whose "
+            f"architecture ends with ForCausalLM, such as Llama, Qwen, Mistral, Gemma or Phi, or GPT-2"
+        )
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "some way") if isinstance(quantized, dict) else "some way"
+        raise ModelError(
+            f"{folder} is quantized already ({method}); training needs the unquantized model, which "
+            f"train.method.type=qlora can hold in 4 bits"
+        )
+
+
+def _check_format(folder: Path) -> None:
+    """Raises `ModelError` unless there are safetensors."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for end in ("*.bin", "*.pt", "*.pth") for p in folder.glob(end))
+    if pickled:
+        raise ModelError(
+            f"{folder} has only pickled weights ({', '.join(pickled)}), which can run code; safetensors are "
+            f'needed. If you trust whoever made it: python -c "from transformers import AutoModelForCausalLM '
+            f"as A; A.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\", and copy the "
+            f"tokenizer's files"
+        )
+    other = sorted(p.name for end in ("*.gguf", "*.h5", "*.msgpack", "*.onnx") for p in folder.glob(end))
+    raise ModelError(
+        f"{folder} has {'weights only in ' + first_of(other) if other else 'no weights'}; "
+        f"safetensors are needed"
+    )
+
+
+def _adapter(folder: Path) -> str:
+    """What to say of a folder that holds an adapter."""
+    try:
+        told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return f", but an adapter; its base is {told.get('base_model_name_or_path')}"
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def describe(folder: Path) -> dict[str, object]:
@@ -107,7 +188,7 @@ def describe(folder: Path) -> dict[str, object]:
     return {
         "architecture": config["architectures"][0],
         "parameters": count_parameters(folder),
-        "context": config.get("max_position_embeddings"),
+        "context": config.get("max_position_embeddings") or config.get("n_positions"),
     }
 
 
@@ -117,18 +198,8 @@ def count_parameters(folder: Path) -> int:
     Raises:
         ModelError: a weights file that is cut short or is not safetensors.
     """
-    return sum(_count(path) for path in sorted(folder.glob("*.safetensors")))
-
-
-def _count(weights: Path) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(weights, framework="np") as file:
-            names = file.keys()
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-    except SafetensorError as error:
-        raise ModelError(f"{weights} is damaged or is not a safetensors file: {error}") from None
+    files = sorted(folder.glob("*.safetensors"))
+    return sum(tensor.count for path in files for tensor in headers(path).values())
 
 
 def locate(config: BaseModelConfig) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,35 +66,65 @@ def load_model(base_folder: Path, adapter_folder: Path | None, dtype: torch.dtyp
     """The causal language model of `base_folder`, with the adapter on it, in evaluation mode.
 
     Raises:
-        ModelError: the folder holds no safetensors weights that transformers can load.
+        ModelError: the folder holds no safetensors weights that transformers can load, or a classifier.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base_folder,
+    from tunewright.models.heads import kind_of_folder
+
+    kind = kind_of_folder(adapter_folder or base_folder)
+    if kind is not None:
+        raise ModelError(
+            f"{adapter_folder or base_folder} holds a model for {kind} classification, which gives scores "
+            f"and no text; a language model is needed here"
+        )
+    model = read_weights(AutoModelForCausalLM, base_folder, dtype)
+    return with_adapter(model, adapter_folder, dtype)
+
+
+def read_weights(auto: Any, folder: Path, dtype: torch.dtype, **more: Any) -> Any:
+    """What a class of transformers makes of `folder`, from safetensors alone.
+
+    Raises:
+        ModelError: the folder holds no safetensors weights that transformers can load.
+    """
+    with _explained(folder):
+        return auto.from_pretrained(
+            folder,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             attn_implementation="sdpa",
+            **more,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"the model in {base_folder} cannot be loaded: {error}") from error
-    if adapter_folder is not None:
+
+
+def with_adapter(model: Any, folder: Path | None, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with the adapter of `folder` on it, in evaluation mode."""
+    if folder is not None:
         from peft import PeftModel
 
+        from tunewright.models.new_rows import with_own_rows
         from tunewright.models.prompted import prompted
         from tunewright.models.quantize import quantize_nf4, was_quantized
 
-        if was_quantized(adapter_folder):
+        if was_quantized(folder):
             quantize_nf4(model, dtype)
-        model = prompted(
-            PeftModel.from_pretrained(
-                model, str(adapter_folder), is_trainable=False, autocast_adapter_dtype=False
-            )
+        tuned = PeftModel.from_pretrained(
+            model, str(folder), is_trainable=False, autocast_adapter_dtype=False
         )
+        model = with_own_rows(prompted(tuned))
     model.eval()
     loaded: PreTrainedModel = model
     return loaded
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tunewright.errors import ModelError
+from tunewright.models.heads import kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,8 @@ def check_packable(model: Any) -> None:
     config = model.config
     named = f"{config.model_type} models"
     taken = inspect.signature(model.forward).parameters
-    missing = [name for name in ("attention_mask", "position_ids", "logits_to_keep") if name not in taken]
+    needed = ["attention_mask", "position_ids", *([] if kind_of(model) else ["logits_to_keep"])]
+    missing = [name for name in needed if name not in taken]
     if missing:
         raise ModelError(
             f"{named} take no {missing[0]}, so packed documents would leak into each other; "

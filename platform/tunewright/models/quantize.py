@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.errors import ModelError
+from tunewright.models.heads import head_of, kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -20,34 +21,14 @@ NF4 = {"bits": 4, "type": "nf4", "double": True}
 
 
 def quantize_nf4(model: Any, dtype: torch.dtype) -> None:
-    """Replace every linear layer but the output layer by one of 4 bits, which computes in `dtype`.
+    """Replace every linear layer but the output layer or head by one of 4 bits, which computes in `dtype`.
 
     Raises:
         ModelError: bitsandbytes is not installed, or the model has no layers that it knows.
     """
-    import torch
-
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("qlora needs bitsandbytes; install it with `pip install 'tunewright[qlora]'`")
+    linear = check_quantizable(model)
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    output = model.get_output_embeddings()
-    linear = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not output
-    ]
-    if not linear:
-        raise ModelError(
-            f"{model.config.model_type} models have no linear layers that bitsandbytes knows; "
-            f"choose lora instead of qlora"
-        )
-    crossing = [(name, module) for name, module in linear if module.in_features % BLOCK]
-    if crossing:
-        name, module = crossing[0]
-        raise ModelError(
-            f"{name} has {module.in_features} inputs; qlora needs a multiple of {BLOCK}, choose lora instead"
-        )
     for name, module in linear:
         small = Linear4bit(
             module.in_features,
@@ -71,6 +52,36 @@ def quantize_nf4(model: Any, dtype: torch.dtype) -> None:
         setattr(model.get_submodule(parent), last, small.to(weight.device))
     # PEFT asks this before it puts its own layers over those of 4 bits.
     model.is_loaded_in_4bit = True
+
+
+def check_quantizable(model: Any) -> list[tuple[str, Any]]:
+    """The linear layers, by name, that become ones of 4 bits; weights are not needed.
+
+    Raises:
+        ModelError: bitsandbytes is not installed, or the model has no layers that it knows.
+    """
+    import torch
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError("qlora needs bitsandbytes; install it with `pip install 'tunewright[qlora]'`")
+    output = head_of(model) if kind_of(model) else model.get_output_embeddings()
+    linear = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not output
+    ]
+    if not linear:
+        raise ModelError(
+            f"{model.config.model_type} models have no linear layers that bitsandbytes knows; "
+            f"choose lora instead of qlora"
+        )
+    crossing = [(name, module) for name, module in linear if module.in_features % BLOCK]
+    if crossing:
+        name, module = crossing[0]
+        raise ModelError(
+            f"{name} has {module.in_features} inputs; qlora needs a multiple of {BLOCK}, choose lora instead"
+        )
+    return linear
 
 
 def write_quantization(folder: Path) -> None:

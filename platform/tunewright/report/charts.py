@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunewright.report.text import finite, share
@@ -17,8 +18,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Stand-ins that matplotlib writes into the SVG and `_page_svg` replaces by CSS variables.
-INK, MUTED, GRID, BASE, TUNED = "#010203", "#010204", "#010205", "#010206", "#010207"
-CSS_COLOURS = {INK: "--ink", MUTED: "--muted", GRID: "--line", BASE: "--base", TUNED: "--tuned"}
+INK, MUTED, GRID, BASE, TUNED, BAD = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
+CSS_COLOURS = {INK: "--ink", MUTED: "--muted", GRID: "--line", BASE: "--base", TUNED: "--tuned", BAD: "--bad"}
+
+
+@dataclass(frozen=True)
+class Palette:
+    """The colours of a drawing."""
+
+    ink: str
+    muted: str
+    grid: str
+    tuned: str
+    bad: str
+    paper: str = "none"
+
+
+PAGE = Palette(INK, MUTED, GRID, TUNED, BAD)
+LIGHT = Palette("#1b2024", "#5c6670", "#dcdfdc", "#0b7265", "#a8371f", "#fbfbf8")
+"""The page's in light mode, for pictures that stand alone."""
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -45,32 +63,23 @@ STYLE: Any = {
     "lines.solid_capstyle": "round",
     "lines.dash_capstyle": "butt",
 }
+
+
+def style(palette: Palette) -> Any:
+    """matplotlib's settings for a drawing in these colours."""
+    colours = {INK: palette.ink, MUTED: palette.muted, GRID: palette.grid}
+    return {
+        key: colours.get(value, value) if isinstance(value, str) else value for key, value in STYLE.items()
+    }
+
+
 LINE_STYLES = {"finished": "-", "stopped": (0, (4, 2.5)), "failed": (0, (1, 2))}
-
-
-def loss_chart(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Training loss as a thin line, evaluation loss on top of it with a mark at each evaluation."""
-    train, held_out = series(rows, "loss"), series(rows, "eval_loss")
-    with _axes(name, 4.6, 2.9) as (axes, done):
-        if train:
-            axes.plot(*zip(*train, strict=True), color=MUTED, linewidth=1.1, label="training")
-        if held_out:
-            axes.plot(
-                *zip(*held_out, strict=True), color=TUNED, linewidth=1.8, marker="o", markersize=3.2,
-                label="evaluation",
-            )  # fmt: skip
-        axes.set_xlabel("optimizer step")
-        axes.set_ylabel("loss per token")
-        axes.set_ylim(bottom=0)
-        _whole_steps(axes)
-        axes.legend(loc="upper right", handlelength=1.6)
-    return done[0]
 
 
 def sweep_chart(name: str, trials: Sequence[Mapping[str, Any]], winner: int | None, metric: str) -> str:
     """The metric of each trial over its steps, named at the line's end; the winner bold."""
     ends: list[tuple[float, float, Mapping[str, Any]]] = []
-    with _axes(name, 9.2, 3.4) as (axes, done):
+    with svg_axes(name, 9.2, 3.4) as (axes, done):
         for trial in trials:
             points = series(trial["history"], metric)
             if not points:
@@ -87,7 +96,7 @@ def sweep_chart(name: str, trials: Sequence[Mapping[str, Any]], winner: int | No
         if metric == "exact_match":
             axes.set_ylim(-0.03, 1.03)
         axes.set_xlim(left=0)
-        _whole_steps(axes)
+        whole_steps(axes)
         _name_ends(axes, ends, winner)
     return done[0]
 
@@ -100,7 +109,7 @@ def bars_chart(name: str, rows: Sequence[tuple[str, float, float]], intervals: S
         intervals: of base and tuned for the first row.
     """
     half = 0.36
-    with _axes(name, 9.2, 0.75 + 0.42 * len(rows)) as (axes, done):
+    with svg_axes(name, 9.2, 0.75 + 0.42 * len(rows)) as (axes, done):
         for place, (_, base, tuned) in enumerate(rows):
             for at, value, colour in ((place - half / 2, base, BASE), (place + half / 2, tuned, TUNED)):
                 axes.barh(at, value, height=half * 0.92, color=colour)
@@ -164,16 +173,17 @@ def _bottom(group: Sequence[int], values: Sequence[float], gap: float) -> float:
     return _top(group, values, gap) - gap * (len(group) - 1)
 
 
-def _whole_steps(axes: Axes) -> None:
+def whole_steps(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(False, axis="x")
 
 
 @contextmanager
-def _axes(name: str, width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
+def svg_axes(name: str, width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
     """Axes of `width` x `height` inches to draw on; afterwards the list holds the SVG."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG

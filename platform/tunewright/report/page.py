@@ -8,6 +8,7 @@ from typing import Any
 
 from tunewright.artifacts import explained
 from tunewright.report import charts, text
+from tunewright.report.training_section import safe, training_section
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LONGEST_TEXT = 700
@@ -34,7 +35,7 @@ def write_report(
         summary=summary,
         tasks=[_task(name, evaluation) for name in evaluation.get("tuned") or {}],
         gates=evaluation.get("gates") or [],
-        losses=[_loss(name, rows) for name, rows in metrics.items() if _any_loss(rows)],
+        training=training_section(metrics, summary.get("training") or {}),
         sweep=_sweep(trials, summary["winner"]) if trials else None,
     )
     path = folder / "report.html"
@@ -58,21 +59,6 @@ def _render(**values: Any) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
 
 
-def _any_loss(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(charts.series(rows, key) for key in ("loss", "eval_loss"))
-
-
-def _loss(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    title = {"base": "Pretraining of the base", "train": "Training of the version"}.get(name, name)
-    said = [
-        f"{label} loss {', '.join(f'{loss:.3g} at step {step:g}' for step, loss in (points[0], points[-1]))}"
-        for label, key in (("training", "loss"), ("evaluation", "eval_loss"))
-        if (points := charts.series(rows, key))
-    ]
-    svg = charts.loss_chart(f"loss-{name}", rows)
-    return {"title": title, "svg": _safe(svg), "alt": f"{title}: {'; '.join(said)}."}
-
-
 def _sweep(trials: Sequence[Mapping[str, Any]], winner: Mapping[str, Any] | None) -> dict[str, Any]:
     best = None if winner is None else winner["trial"]
     measured = [metric for metric in ("exact_match", "eval_loss") if _any_point(trials, metric)]
@@ -82,7 +68,7 @@ def _sweep(trials: Sequence[Mapping[str, Any]], winner: Mapping[str, Any] | None
         metric = measured[0]
         said = [f"trial {t['trial']} {t['state']} at {points[-1][1]:.3g} after step {points[-1][0]:g}"
                 for t in trials if (points := charts.series(t["history"], metric))]  # fmt: skip
-        found["svg"] = _safe(charts.sweep_chart("sweep", trials, best, metric))
+        found["svg"] = safe(charts.sweep_chart("sweep", trials, best, metric))
         found["alt"] = f"{metric.replace('_', ' ').capitalize()} of each trial: {'; '.join(said)}."
         found["metric"] = metric.replace("_", " ")
     return found
@@ -105,7 +91,7 @@ def _task(name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "base": base,
         "tuned": tuned,
         "compare": evaluation["compare"][name],
-        "svg": _safe(svg),
+        "svg": safe(svg),
         "alt": f"Base against tuned: {'; '.join(said)}.",
         "examples": [
             {"asked": _asked(t["prompt"]), "expected": t["expected"], "base": b, "tuned": t}
@@ -136,10 +122,3 @@ def _with_breaks(value: str) -> Any:
     from markupsafe import Markup
 
     return Markup(",<wbr>").join(value.split(","))
-
-
-def _safe(svg: str) -> Any:
-    """Markup that matplotlib made; it escapes the texts within."""
-    from markupsafe import Markup
-
-    return Markup(svg)  # noqa: S704 - not the user's text

@@ -62,7 +62,7 @@ class Engine:
 
         out = {}
         self._link_moments()
-        unpartitioned = self._unpartitioned()
+        unpartitioned = self.unpartitioned()
         for name, parameter in self.named:
             if unpartitioned:
                 weight, state = unpartitioned[name]
@@ -87,7 +87,7 @@ class Engine:
 
         self._check(tensors)
         self._link_moments()
-        unpartitioned = self._unpartitioned()
+        unpartitioned = self.unpartitioned()
         for name, parameter in self.named:
             if unpartitioned:
                 weight, state = unpartitioned[name]
@@ -149,7 +149,7 @@ class Engine:
             optimizer._hp_optimizer_states_linked = False
             optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _unpartitioned(self) -> dict[str, tuple[Any, dict[str, Any]]]:
+    def unpartitioned(self) -> dict[str, tuple[Any, dict[str, Any]]]:
         """name -> (fp32 weight, Adam's state of it), where DeepSpeed partitions nothing; else empty."""
         optimizer = self.deepspeed.optimizer
         if self.stage > 0:
@@ -233,11 +233,23 @@ def deepspeed_config(config: TrainConfig, world: int, bf16: bool) -> dict[str, A
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": bf16},
+        "fp16": {
+            "enabled": config.precision == "fp16",
+            "loss_scale": 0,  # a changing one
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 2,
+            "min_loss_scale": 1,
+        },
         "zero_allow_untested_optimizer": True,
+        # Ours is torch's AdamW on the CPU too; DeepSpeed's own would be compiled when training starts.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
         "zero_optimization": {
             "stage": config.zero.stage,
+            "stage3_param_persistence_threshold": config.zero.stage3_param_persistence_threshold,
+            **_offload(config),
             "overlap_comm": False,
             "contiguous_gradients": True,
             "reduce_bucket_size": 50_000_000,
@@ -246,24 +258,18 @@ def deepspeed_config(config: TrainConfig, world: int, bf16: bool) -> dict[str, A
     }
 
 
-def accumulation_steps(config: TrainConfig, world: int) -> int:
-    """Micro batches a worker takes per optimizer step.
+def _offload(config: TrainConfig) -> dict[str, Any]:
+    """What is kept in the machine's memory, pinned, so that it moves while the GPU computes."""
+    zero, there = config.zero, {"device": "cpu", "pin_memory": True}
+    return {
+        **({"offload_optimizer": there} if zero.offload_optimizer else {}),
+        **({"offload_param": there} if zero.offload_params else {}),
+    }
 
-    Raises:
-        ResumeMismatch: the global batch cannot be split over `world` workers.
-    """
-    unit = config.micro_batch_size * world
-    if config.global_batch_size % unit:
-        fitting = [
-            w
-            for w in range(1, config.global_batch_size + 1)
-            if config.global_batch_size % (config.micro_batch_size * w) == 0
-        ]
-        raise ResumeMismatch(
-            f"global_batch_size={config.global_batch_size} cannot be split over {world} workers of "
-            f"micro_batch_size={config.micro_batch_size}; possible numbers of workers: {fitting}"
-        )
-    return config.global_batch_size // unit
+
+def accumulation_steps(config: TrainConfig, world: int) -> int:
+    """Micro batches a worker takes per optimizer step; of the last ones, some workers' may be empty."""
+    return -(-config.global_batch_size // (config.micro_batch_size * world))
 
 
 def prepare_process() -> None:

@@ -26,8 +26,10 @@ from tunewright.train.engine import Engine
 from tunewright.train.evaluating import Evaluator, Scorer, Tally
 from tunewright.train.forward import Forward
 from tunewright.train.group import Group
+from tunewright.train.heartbeat import moved
 from tunewright.train.noise import RowNoise, add_neftune, own_dropout
 from tunewright.train.saving import Saver, weights_of
+from tunewright.train.scaling import LossScale
 from tunewright.train.schedule import Order, learning_rate, total_steps
 from tunewright.train.streams import Micro, Stream, take
 from tunewright.train.teaching import ask, ask_first
@@ -119,6 +121,7 @@ class Loop:
         if self.config.neftune_alpha is not None:
             add_neftune(model, self.config.neftune_alpha, self.noise)
         self.watch = Watch(self.config)
+        self.scale = LossScale(engine)
         self.speed = Speed()
         self.tokens = 0
         self.figures: Metrics = {}
@@ -162,6 +165,7 @@ class Loop:
         regular = bool(config.eval_steps and step % config.eval_steps == 0)
         evaluated = regular or step == self.stop
         if evaluated:
+            moved("evaluating")
             figures |= self.evaluator.figures()
         # One that is due to the stop of a sweep's trial must not count: a run goes on behind it.
         improved = (regular or step == self.total) and self.watch.saw_evaluation(step, figures)
@@ -183,6 +187,7 @@ class Loop:
         Returns its figures, its tokens, and whether `save_minutes` are over. May set `stopped`.
         """
         config, engine = self.config, self.engine
+        moved("training", step + 1)
         micros, present = self._micro_batches(step)
         units, tokens, save_asked = self._agree(micros)
         weights = [n / config.global_batch_size / max(1.0, u) for n, u in zip(present, units, strict=True)]
@@ -201,7 +206,8 @@ class Loop:
                 if not all(map(math.isfinite, sums)):
                     raise NonFiniteLoss(step + 1, "loss")
             engine.backward(loss * scale)
-        if not math.isfinite(engine.gradient_norm):
+        left_out = self.scale.left_out(step + 1)
+        if not left_out and not math.isfinite(engine.gradient_norm):
             raise NonFiniteLoss(step + 1, "gradient norm")
         self.tokens += tokens
         figures = {"loss": sum(total * weight for total, weight in zip(sums, weights, strict=True))}
@@ -210,17 +216,23 @@ class Loop:
                 (stream, total / u) for stream, total, u in zip(self.streams, sums, units, strict=True) if u
             ]
             figures |= {f"loss/{stream.name or 'main'}": mean for stream, mean in means}
-        figures |= {"lr": rate, "grad_norm": engine.gradient_norm}
+        figures |= {"lr": rate, **({} if left_out else {"grad_norm": engine.gradient_norm})}
+        figures |= self.scale.figures()
         if config.watchdog is not None:
             figures["rollbacks"] = self.watch.rollbacks
         return figures, tokens, save_asked
 
     def _micro_batches(self, step: int) -> tuple[list[Micro], list[int]]:
-        """This worker's micro batches of the step, and how many rows each task has in all of them."""
+        """This worker's micro batches of the step, and how many rows each task has in all of them.
+
+        Where the workers do not divide the batch, the last ones have a micro batch of empty rows.
+        """
         tasks_G, indices_G = self.order.rows_of_step(step)
-        shape = (-1, self.group.world, self.config.micro_batch_size)
-        mine = [each.reshape(shape)[:, self.group.rank] for each in (tasks_G, indices_G)]
         present = np.bincount(tasks_G, minlength=len(self.streams))
+        shape = (-1, self.group.world, self.config.micro_batch_size)
+        left = -len(tasks_G) % (shape[1] * shape[2])
+        every = np.pad(tasks_G, (0, left)), np.pad(indices_G, (0, left), constant_values=-1)
+        mine = [each.reshape(shape)[:, self.group.rank] for each in every]
         return [take(self.streams, *pair) for pair in zip(*mine, strict=True)], [int(n) for n in present]
 
     def _micro_loss(
@@ -276,13 +288,16 @@ class Loop:
         }
 
     def _save(self, step: int) -> None:
+        moved("saving")
         state = {"tokens": self.tokens, "metrics": self.figures, "watch": self.watch.state()}
+        state["scale"] = self.scale.state()
         self.saver.save(step, state, self.watch.best_step)
 
     def _begin(self) -> int:
         """The step to go on from, with everything as it was then."""
         checkpoint = self.saver.find()
-        if checkpoint is None and self.config.watchdog is None:
+        # Of fp16's first steps none may be taken, and there must be something to save all the same.
+        if checkpoint is None and self.config.watchdog is None and self.config.precision != "fp16":
             return 0
         micro = take(self.streams, np.array([0]), np.array([0]))
         weights = [0.0] * len(self.streams)
@@ -295,6 +310,7 @@ class Loop:
 
     def _load(self, checkpoint: Checkpoint) -> int:
         self.engine.restore(checkpoint.tensors(), checkpoint.step)
+        self.scale.restore(checkpoint.state["scale"], checkpoint.step)
         self.tokens = int(checkpoint.state["tokens"])
         self.figures = dict(checkpoint.state["metrics"])
         self.watch = Watch.of(self.config, checkpoint.state["watch"])

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.artifacts import explained
 from tunewright.config import TrainConfig
 from tunewright.errors import ResumeMismatch
 from tunewright.train.checkpoint import Checkpoint, latest_checkpoint, open_checkpoint, save_checkpoint
@@ -62,6 +63,7 @@ class Saver:
         Worker 0 looks, and moves damaged ones aside; the others open what it found.
 
         Raises:
+            CheckpointCorrupt: all of the training's own are damaged.
             ResumeMismatch: it belongs to another training.
         """
         found = None
@@ -95,8 +97,9 @@ class Saver:
         """Have a copy of the checkpoint that training starts from among its own."""
         if self.group.leads:
             writing = self.folder / f".writing-{checkpoint.path.name}"
-            shutil.copytree(checkpoint.path, writing, dirs_exist_ok=True)
-            writing.rename(self._path(checkpoint.step))
+            with explained(f"checkpoint {checkpoint.path.name}"):
+                shutil.copytree(checkpoint.path, writing, dirs_exist_ok=True)
+                writing.rename(self._path(checkpoint.step))
         self.group.wait()
 
     def _path(self, step: int) -> Path:

@@ -12,12 +12,13 @@ from typing import Any
 from tunewright.artifacts import Artifact, Plan, Store, code_hash, digest, read_json
 from tunewright.config import ObjectiveConfig, TrainConfig
 from tunewright.errors import ModelError, TrainError
+from tunewright.models.adapter_config import name_base
 from tunewright.models.base import count_parameters, model_folder
-from tunewright.train.launch import Progress, following, run_workers
+from tunewright.train.launch import Progress, Tell, following, run_workers
 from tunewright.train.objectives.choose import ROWS_OF, rows_for
 from tunewright.train.worker import TaskSpec, WorkerSpec
 
-STAGE_CODE = ("train", "models/load", "data/shards", "data/tables", "data/encryption")
+STAGE_CODE = ("train", "models", "data/shards", "data/tables", "data/encryption")
 PLACEMENT_ONLY = {
     "workers",
     "worker_resources",
@@ -26,6 +27,9 @@ PLACEMENT_ONLY = {
     "save_steps",
     "save_minutes",
     "logging_steps",
+    "tensorboard",
+    "mlflow",
+    "hang_minutes",
 }
 """Settings that change neither the weights nor what is reported of them."""
 
@@ -114,9 +118,14 @@ def _check_objective(field: str, config: ObjectiveConfig, data: Artifact) -> Non
     raise TrainError(f"{field} is {config.objective}, but the rows are {task}s; say {' or '.join(fitting)}")
 
 
-def train(store: Store, training: Training, progress: Progress | None = None) -> Artifact:
+def train(
+    store: Store, training: Training, progress: Progress | None = None, tell: Tell | None = None
+) -> Artifact:
     """Train as planned, from the newest checkpoint of an earlier, killed try if there is one.
 
+    Args:
+        progress: called with the figures of each logged step.
+        tell: hears of workers that were ended and of checkpoints that are damaged; else the log does.
     Raises:
         TrainError: workers were lost more often than `max_failures`, or the loop refused.
         ClusterError: the cluster is smaller than the run.
@@ -139,13 +148,15 @@ def train(store: Store, training: Training, progress: Progress | None = None) ->
         stacked=training.stacked,
     )
     with following(work / "metrics.jsonl", progress):
-        run_workers(spec)
+        run_workers(spec, tell=tell)
     outcome = read_json(work / "outcome.json")
     out = work / "out"
     shutil.copytree(training.data.path / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     shutil.copy(work / "metrics.jsonl", out / "metrics.jsonl")
+    if (out / "adapter").is_dir():
+        name_base(out / "adapter", training.base)
     facts = {"method": config.method.type, "parameters": _trained_parameters(out), **outcome}
-    facts |= {"objective": config.objective, "workers": config.workers, "zero_stage": config.zero.stage}
+    facts |= {"objective": config.objective, "zero_stage": config.zero.stage}
     artifact = store.publish(plan, out, facts, time.monotonic() - started)
     shutil.rmtree(work)
     return artifact

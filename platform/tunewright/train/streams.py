@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tunewright.data.rows import NO_LABEL
 from tunewright.data.shards import PackedRows
-from tunewright.train.objectives.base import Objective, Rows
+from tunewright.train.objectives.base import Mask, Objective, Rows
 
 if TYPE_CHECKING:
     from tunewright.train.reference import Reference
@@ -83,16 +83,21 @@ class Micro:
 
     @property
     def keys(self) -> list[int]:
-        """A number for each row that no other row of the training has."""
-        return [int(index) + (part.task << 40) for part in self.parts for index in part.indices]
+        """A number for each row that no other row of the training has; all padding shares one."""
+        out: list[int] = []
+        for part in self.parts:
+            out += [int(index) + (part.task << 40) for index in part.indices]
+            out += [-1] * (len(part.rows["segment_ids"]) - len(part.indices))
+        return out
 
 
 def take(streams: Sequence[Stream], tasks_B: Index, indices_B: Index) -> Micro:
-    """The named rows, those of a task together."""
+    """The named rows, those of a task together; an index of -1 is an empty row, behind the task's others."""
     parts = []
     for task in np.unique(tasks_B):
         chosen = indices_B[tasks_B == task]
-        parts.append(Part(int(task), chosen, streams[task].rows.take([int(i) for i in chosen])))
+        rows = streams[task].rows.take(np.maximum(chosen, 0).tolist())
+        parts.append(Part(int(task), chosen[chosen >= 0], _emptied(rows, chosen < 0)))
     return Micro(tuple(parts))
 
 
@@ -101,7 +106,12 @@ def take_padded(rows: RowSource, first: int, size: int) -> tuple[Index, Rows]:
     indices = np.arange(first, first + size)
     inside = indices < len(rows)
     taken = rows.take(np.minimum(indices, len(rows) - 1).tolist())
+    return indices[inside], _emptied(taken, ~inside)
+
+
+def _emptied(rows: Rows, empty_B: Mask) -> Rows:
+    """The rows, some of which are nothing but padding."""
     for name, value in (("segment_ids", 0), ("loss_mask", 0), ("labels", NO_LABEL)):
-        if name in taken:
-            taken[name][~inside] = value
-    return indices[inside], taken
+        if name in rows:
+            rows[name][empty_B] = value
+    return rows

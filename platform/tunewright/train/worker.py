@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING, Any
 from tunewright.artifacts import explained, write_json
 from tunewright.config import ObjectiveConfig, TrainConfig
 from tunewright.errors import TrainError
+from tunewright.train import heartbeat
+from tunewright.train.certificate import read_certificate, told
 from tunewright.train.evaluating import Scorer
+from tunewright.train.heartbeat import Heartbeat, moved
 from tunewright.train.loop import Job, Loop, Metrics, Outcome
+from tunewright.train.memory import memory_figures
 from tunewright.train.stopping import STOP_FILE
 from tunewright.train.streams import Stream
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+
+    from tunewright.train.certificate.certifier import Certifier
 
 ScorerFactory = Callable[[], Scorer]
 
@@ -52,6 +59,7 @@ class WorkerSpec:
         make_scorer: builds the task's scorer in the worker, or None.
         previous: folder of an earlier adapter to go on with.
         stacked: that one stays as it is, and a new one is trained on top of it.
+        certify: whether the result gets a certificate; rows that no tokenizer made cannot have one.
     """
 
     config: TrainConfig
@@ -66,6 +74,7 @@ class WorkerSpec:
     make_scorer: ScorerFactory | None
     previous: str | None = None
     stacked: bool = False
+    certify: bool = True
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -74,12 +83,16 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     A worker group that is restarted comes here again and goes on from the newest checkpoint; a
     training that is already finished only writes its result again.
     """
+    import ray
     import ray.train
 
     spec: WorkerSpec = loop_config["spec"]
     context = ray.train.get_context()
-    outcome = run_spec(spec, context.get_world_rank(), ray.train.report)
-    if context.get_world_rank() == 0:
+    rank, world = context.get_world_rank(), context.get_world_size()
+    node = ray.get_runtime_context().get_node_id()
+    with Heartbeat(Path(spec.work) / heartbeat.FOLDER, rank, world, node):
+        outcome = run_spec(spec, rank, ray.train.report)
+    if rank == 0:
         final = {
             **outcome.metrics,
             "steps": outcome.step,
@@ -87,9 +100,17 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             "resumed_at_step": outcome.began_at,
             "tokens_per_s": outcome.tokens_per_s,
             "weights_step": outcome.weights_step,
+            "workers": world,
             **({"ended": outcome.ended} if outcome.ended else {}),
+            **_certified(Path(spec.work) / "out"),
         }
         write_json(Path(spec.work) / "outcome.json", final)
+
+
+def _certified(out: Path) -> dict[str, str]:
+    """What the certificate says in one line, if there is one."""
+    entries = read_certificate(out)
+    return {"certificate": told(entries)} if entries else {}
 
 
 def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> Outcome:
@@ -101,10 +122,17 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
     """
     import torch
 
-    from tunewright.models.load import load_model
     from tunewright.train.checkpoint import disk_errors
     from tunewright.train.engine import build_engine, prepare_process
-    from tunewright.train.methods import apply_method, context_left, export
+    from tunewright.train.methods import (
+        apply_method,
+        context_left,
+        export,
+        export_sum,
+        go_on_with,
+        restore_precision,
+    )
+    from tunewright.train.reference import untrained, with_references
 
     _quiet()
     prepare_process()
@@ -118,21 +146,31 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
         torch.set_num_threads(max(1, round(config.worker_resources.cpus)))
     dtype = compute_dtype(config.precision, device.type)
     streams = [open_stream(task) for task in spec.tasks]
-    model = load_model(Path(spec.base), None, dtype)
+    model = load_for(streams, Path(spec.base), dtype, spec.seed)
     model.config.use_cache = False
     trained = apply_method(model, config.method, spec.seed)
+    earlier = Path(spec.previous) if spec.previous else None
+    kept = go_on_with(trained, config.method, earlier, spec.stacked)
     context_left(trained, streams[0].rows.take([0])["input_ids"].shape[1])
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trained.train()
+    trained.register_forward_pre_hook(lambda *_: moved())
+    before = untrained(trained, config.method, spec.previous is not None)
+    size, work = config.micro_batch_size, Path(spec.work)
+    streams = with_references(streams, before, device, dtype, work, spec.identity, size)
+    certifier = certifier_of(spec, streams, device, dtype) if spec.export and spec.certify else None
+    if certifier is not None:
+        certifier.before_engine(trained)
     engine = build_engine(trained, config, dtype, device)
-    work = Path(spec.work)
+    restore_precision(engine, kept)
     writer = MetricsWriter(work / "metrics.jsonl") if rank == 0 else None
+    attempt = next_attempt(work / "metrics.jsonl")
 
     def on_step(metrics: Metrics) -> None:
         if writer is not None:
-            writer.append(metrics)
+            writer.append({**metrics, **memory_figures(), "attempt": attempt})
         if "eval_loss" in metrics:  # after an evaluation; every worker reports, it is a barrier
             report({**metrics, "training_step": metrics["step"]})
 
@@ -146,16 +184,40 @@ def run_spec(spec: WorkerSpec, rank: int, report: Callable[[Metrics], None]) -> 
         stop_file=work / STOP_FILE,
     )
     scorer = spec.make_scorer() if spec.make_scorer else None
-    outcome = Loop(job, engine, streams, on_step, scorer).run()
+    loop = Loop(job, engine, streams, on_step, scorer)
+    if certifier is not None:
+        certifier.before_training(loop)
+    outcome = loop.run()
     _check_finished(outcome)
+    moved("ending")
+    if certifier is not None:
+        certifier.after_training(engine, outcome.weights)
     if spec.export:
         kind = config.method.result
         # A whole folder needs the weights that were not trained, too; an adapter must not gather its base.
         gathered = engine.whole_model() if config.method.type == "freeze" else nullcontext()
         with gathered, explained(f"writing the {kind}"), disk_errors(work / "out" / kind):
-            if rank == 0:
+            if rank == 0 and earlier is not None and spec.stacked:
+                export_sum(trained, outcome.weights, config.method, earlier, work / "out" / kind)
+            elif rank == 0:
                 export(trained, outcome.weights, config.method, work / "out" / kind)
+    if certifier is not None:
+        certifier.finish()
     return outcome
+
+
+def certifier_of(
+    spec: WorkerSpec, streams: Sequence[Stream], device: torch.device, dtype: torch.dtype
+) -> Certifier:
+    """What measures the certificate of the spec's training."""
+    from tunewright.train.certificate.certifier import Certifier
+    from tunewright.train.certificate.sample import Subject
+    from tunewright.train.objectives import rows_for
+
+    pairs = zip(streams, spec.tasks, strict=True)
+    subjects = [Subject(stream, rows_for(task.config.objective), Path(task.data)) for stream, task in pairs]
+    out = Path(spec.work) / "out"
+    return Certifier(spec.config, spec.seed, subjects, Path(spec.base), out, device, dtype)
 
 
 def open_stream(task: TaskSpec) -> Stream:
@@ -173,6 +235,29 @@ def open_stream(task: TaskSpec) -> Stream:
     return Stream(task.name, objective, open_rows(folder, "train"), open_rows(folder, "eval"), task.share)
 
 
+def load_for(streams: Sequence[Stream], base: Path, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """The base with the output layer or head that the objectives ask.
+
+    Raises:
+        TrainError: the tasks have different classes.
+        ModelError: the base cannot be loaded, or its architecture has no such head.
+    """
+    from tunewright.models.heads import load_headed
+    from tunewright.models.load import load_model
+
+    main = streams[0].objective
+    if main.head == "lm":
+        return load_model(base, None, dtype)
+    for stream in streams[1:]:
+        if stream.objective.labels != main.labels:
+            different = sorted(set(stream.objective.labels) ^ set(main.labels))
+            raise TrainError(
+                f"the task {stream.name} and the main rows have different classes, such as {different[0]}; "
+                f"one head learns the same classes from all"
+            )
+    return load_headed(base, main.head, main.labels, dtype, seed)
+
+
 class WorkerEnds(Exception):
     """This process was told to end. Not an error of ours: the worker group is to be restarted."""
 
@@ -188,12 +273,12 @@ def _check_finished(outcome: Outcome) -> None:
 
 
 def compute_dtype(precision: str, device: str) -> torch.dtype:
-    """bf16 where it is asked for, or where `auto` finds hardware that computes in it; else fp32."""
+    """What is asked for; with `auto` bf16 where the hardware computes in it, else fp32."""
     import torch
 
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
 def has_bf16(device: str) -> bool:
@@ -245,6 +330,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         except ValueError:
             continue
     return out
+
+
+def next_attempt(path: Path) -> int:
+    """The number of this try at a training, whose figures are in the file; the first is 1."""
+    return 1 + max((int(row.get("attempt", 0)) for row in read_metrics(path)), default=0)
 
 
 def _step_of(line: str) -> float:

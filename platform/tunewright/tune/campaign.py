@@ -122,7 +122,7 @@ def _trials(run: RunConfig) -> list[Params]:
 
 def _task(run: RunConfig) -> TaskConfig | None:
     assert run.sweep is not None
-    return None if run.sweep.metric == "eval_loss" else run.evaluate.tasks[0]
+    return None if run.sweep.metric.startswith("eval_") else run.evaluate.tasks[0]
 
 
 def _campaign(store: Store, run: RunConfig, training: Training, plan: Plan) -> Campaign:
@@ -169,7 +169,7 @@ def concurrent_trials(campaign: Campaign) -> int:
     """How many trials the cluster holds at once; more would wait for workers that cannot come."""
     import ray
 
-    have, workers = ray.cluster_resources(), campaign.configs[0].workers
+    have, workers = ray.cluster_resources(), campaign.sweep.workers
     cpus, gpus = _each(campaign)
     fits = int((have.get("CPU", 0.0) + 1e-9) // (workers * cpus))
     if gpus:

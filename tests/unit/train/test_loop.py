@@ -125,6 +125,8 @@ def test_two_workers_see_the_losses_of_one_with_dropout_and_noise(tmp_path: Path
         {"max_steps": 2, "method": {"type": "dora", "rank": 4}, "zero": {"stage": 3}},
         {"max_steps": 2, "method": {"type": "prefix_tuning", "tokens": 4}, "zero": {"stage": 3}},
         {"max_steps": 2, "method": {"type": "freeze", "last_blocks": 1}, "zero": {"stage": 0}},
+        # Three micro batches: in the second round, one of two workers has none.
+        {**EVERYTHING, "global_batch_size": 6, "micro_batch_size": 2, "workers": {"min": 1, "max": 4}},
     ]
     two = on_two_workers(trained_on, {"runs": runs, "work": str(tmp_path / "two")}, tmp_path)
     one = trained_on(0, {"runs": runs, "work": str(tmp_path / "one")})

@@ -45,6 +45,7 @@ def spec(folder: Path, **values: Any) -> WorkerSpec:
         start=None,
         export=True,
         make_scorer=None,
+        certify=False,
     )
 
 

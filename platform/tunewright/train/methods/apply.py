@@ -15,6 +15,7 @@ from tunewright.config.methods import (
     PromptTuningConfig,
 )
 from tunewright.errors import ModelError, TrainError
+from tunewright.models.heads import TASK_TYPES, head_name, kind_of
 from tunewright.train.methods.names import (
     architecture,
     check_trainable,
@@ -22,8 +23,10 @@ from tunewright.train.methods.names import (
     is_linear,
     named,
     output_name,
+    saved_whole,
     trainable_names,
 )
+from tunewright.train.methods.tokens import rows_and_saved
 
 if TYPE_CHECKING:
     import torch
@@ -86,19 +89,23 @@ def _applied(model: PreTrainedModel, method: Method) -> torch.nn.Module:
         from tunewright.models.quantize import quantize_nf4
 
         quantize_nf4(model, model.dtype)
-    return _with_peft(model, _low_rank(model, method))
+    from tunewright.models.new_rows import with_own_rows
+
+    return with_own_rows(_with_peft(model, _low_rank(model, method)))
 
 
 def _low_rank(model: PreTrainedModel, method: LowRankMethod) -> Any:
     from peft import LoraConfig
 
     modules = architecture(model)
-    saved = named(modules, method.modules_to_save, "modules_to_save")
+    rows, saved = rows_and_saved(model, modules, method, saved_whole(model, method.modules_to_save))
+    tied = _shares_weights(model, modules, named(modules, saved, "modules_to_save"))
     if method.target_modules == ("all-linear",):
         output = output_name(model, modules)
         layers = [name for name, module in modules.items() if is_linear(module) and name != output]
     else:
         layers = _adaptable(modules, named(modules, method.target_modules, "target_modules"))
+        _check_not_head(model, layers)
     if not layers:
         raise TrainError(
             f"train.method.type={method.type}: a {model.config.model_type} model has no linear layer"
@@ -110,13 +117,14 @@ def _low_rank(model: PreTrainedModel, method: LowRankMethod) -> Any:
         target_modules="all-linear"
         if method.target_modules == ("all-linear",)
         else list(method.target_modules),
-        modules_to_save=list(method.modules_to_save) or None,
+        modules_to_save=saved or None,
+        trainable_token_indices=rows or None,
         use_rslora=method.type == "rslora",
         use_dora=method.type == "dora",
         fan_in_fan_out=_is_transposed(modules, layers),
         # Else a tied head would be trained apart from the embeddings that it shares its weights with.
-        ensure_weight_tying=_shares_weights(model, modules, saved),
-        task_type="CAUSAL_LM",
+        ensure_weight_tying=tied,
+        task_type=_task_type(model),
     )
 
 
@@ -132,12 +140,28 @@ def _ia3(model: PreTrainedModel, method: Ia3Config) -> Any:
     targets, feedforward = ia3_targets(model, method)
     modules = architecture(model)
     layers = _adaptable(modules, named(modules, targets, "target_modules"))
+    _check_not_head(model, layers)
     return IA3Config(
         target_modules=list(targets),
         feedforward_modules=list(feedforward),
         fan_in_fan_out=_is_transposed(modules, layers),
-        task_type="CAUSAL_LM",
+        modules_to_save=saved_whole(model, ()) or None,
+        task_type=_task_type(model),
     )
+
+
+def _task_type(model: PreTrainedModel) -> Any:
+    kind = kind_of(model)
+    return "CAUSAL_LM" if kind is None else TASK_TYPES[kind]
+
+
+def _check_not_head(model: PreTrainedModel, layers: list[str]) -> None:
+    """Raises `TrainError` when an adapter would go on the head of a classifier."""
+    if kind_of(model) is not None and head_name(model) in layers:
+        raise TrainError(
+            f"train.method.target_modules: {head_name(model)} is the head of the classes, which is trained "
+            f"whole by every method; leave it out"
+        )
 
 
 def _adaptable(modules: dict[str, torch.nn.Module], layers: list[str]) -> list[str]:

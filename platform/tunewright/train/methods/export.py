@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.config.methods import Method, PrefixTuningConfig, PromptTuningConfig
 from tunewright.errors import TrainError
+from tunewright.models.heads import kind_of, write_labels
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,8 @@ Tensors = dict[str, "torch.Tensor"]
 
 def export(model: Any, weights: Tensors, method: Method, folder: Path) -> None:
     """Write the trained model: a plain PEFT folder for adapters, a Hugging Face folder for whole models.
+
+    A classifier's has the names of its classes in `labels.json` besides.
 
     Args:
         weights: fp32 values of every trained parameter, by its name in `model`.
@@ -37,6 +40,8 @@ def export(model: Any, weights: Tensors, method: Method, folder: Path) -> None:
         from tunewright.models.quantize import write_quantization
 
         write_quantization(folder)
+    if kind_of(model) is not None:
+        write_labels(model, folder)
     written: Tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         written |= load_file(path)

@@ -16,6 +16,8 @@ from tunewright.config.methods import (
     PromptTuningConfig,
 )
 from tunewright.errors import TrainError
+from tunewright.models.heads import head_name, kind_of
+from tunewright.train.methods.tokens import row_names, rows_and_saved
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +41,11 @@ def trainable_names(model: torch.nn.Module, method: Method) -> set[str]:
     if isinstance(method, Ia3Config):
         wanted, _ = ia3_targets(model, method)
         found = named(modules, wanted, "target_modules")
-        return {f"base_model.model.{name}.ia3_l.default" for name in found}
-    return _listed(model, _low_rank(modules, method, output_name(model, modules)))
+        scales = {f"base_model.model.{name}.ia3_l.default" for name in found}
+        return scales | _whole(modules, saved_whole(model, ()))
+    rows, saved = rows_and_saved(model, modules, method, saved_whole(model, method.modules_to_save))
+    trained = _low_rank(modules, method, saved, output_name(model, modules)) | row_names(rows)
+    return _listed(model, trained)
 
 
 def check_trainable(model: torch.nn.Module, method: Method) -> None:
@@ -110,7 +115,9 @@ def blocks(model: Any) -> tuple[str, int]:
 
 
 def output_name(model: Any, modules: Modules) -> str | None:
-    """The name of the output layer, which `all-linear` leaves out."""
+    """The name of the output layer or head, which `all-linear` leaves out."""
+    if kind_of(model) is not None:
+        return head_name(model)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     head = getattr(head, "original_module", getattr(head, "base_layer", head))
     return next((name for name, module in modules.items() if module is head), None)
@@ -146,17 +153,22 @@ def is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
-def _low_rank(modules: Modules, method: LowRankMethod, output: str | None) -> set[str]:
+def saved_whole(model: Any, wanted: Sequence[str]) -> list[str]:
+    """The modules that are trained whole beside an adapter: those asked for, and the head of a classifier."""
+    return list(wanted) if kind_of(model) is None else list(dict.fromkeys((*wanted, head_name(model))))
+
+
+def _low_rank(modules: Modules, method: LowRankMethod, saved: list[str], output: str | None) -> set[str]:
     import torch
 
-    saved = named(modules, method.modules_to_save, "modules_to_save")
+    whole = _whole(modules, saved)
     if method.target_modules == ("all-linear",):
         layers = [name for name, module in modules.items() if is_linear(module) and name != output]
     else:
         layers = named(modules, method.target_modules, "target_modules")
     names = set()
     for layer in layers:
-        if any(_ends(layer, whole) for whole in method.modules_to_save):
+        if any(_ends(layer, name) for name in saved):
             continue
         inside = f"base_model.model.{layer}"
         if isinstance(modules[layer], torch.nn.Embedding):
@@ -165,12 +177,15 @@ def _low_rank(modules: Modules, method: LowRankMethod, output: str | None) -> se
             names |= {f"{inside}.lora_{side}.default.weight" for side in "AB"}
         if method.type == "dora":
             names.add(f"{inside}.lora_magnitude_vector.default.weight")
-    for whole in saved:
-        names |= {
-            f"base_model.model.{whole}.modules_to_save.default.{weight}"
-            for weight, _ in modules[whole].named_parameters()
-        }
-    return names
+    return names | whole
+
+
+def _whole(modules: Modules, saved: Sequence[str]) -> set[str]:
+    return {
+        f"base_model.model.{name}.modules_to_save.default.{weight}"
+        for name in named(modules, saved, "modules_to_save")
+        for weight, _ in modules[name].named_parameters()
+    }
 
 
 def _listed(model: torch.nn.Module, names: set[str]) -> set[str]:
@@ -183,12 +198,12 @@ def _listed(model: torch.nn.Module, names: set[str]) -> set[str]:
 def _unfrozen(model: torch.nn.Module, method: FreezeConfig) -> set[str]:
     """Names in `model`; a tied weight has the one it is listed under."""
     modules = architecture(model)
-    chosen = []
+    chosen = [] if kind_of(model) is None else [head_name(model)]
     if method.last_blocks:
         inside, layers = blocks(model)
         if method.last_blocks > layers:
             raise TrainError(f"train.method.last_blocks={method.last_blocks}: the model has {layers} blocks")
-        chosen = [f"{inside}.{number}" for number in range(layers - method.last_blocks, layers)]
+        chosen += [f"{inside}.{number}" for number in range(layers - method.last_blocks, layers)]
     for pattern in method.modules:
         found = [
             n

@@ -81,6 +81,8 @@ class Objective(Protocol):
     """
 
     head: HeadKind
+    labels: tuple[str, ...]
+    """Names of the head's classes, by number; none of the head `lm`."""
     unit: str
     """What the loss is a mean of, in the singular: token, pair, document."""
     needs_reference: bool
@@ -133,6 +135,7 @@ class Plain:
     """An objective without reference, first pass or figures of its own; others extend it."""
 
     head: HeadKind = "lm"
+    labels: tuple[str, ...] = ()
     unit = "token"
     needs_reference = False
     has_baseline = False

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from tunewright.config import ObjectiveConfig
+from tunewright.config.objectives import PreferenceConfig
+from tunewright.train.objectives.classes import Classify, Tag
+from tunewright.train.objectives.kto import Kto
 from tunewright.train.objectives.language import NextToken
+from tunewright.train.objectives.preference import Dpo, Orpo
+from tunewright.train.objectives.reward import Reward
 
 if TYPE_CHECKING:
     from tunewright.train.objectives.base import Objective
@@ -24,6 +29,10 @@ ROWS_OF: Mapping[str, str] = {
 """Objective -> the task of the data set, as `facts["task"]` has it."""
 
 
+JUDGED: Mapping[str, Callable[[PreferenceConfig], Objective]] = {"dpo": Dpo, "orpo": Orpo, "kto": Kto}
+"""Objectives that `preference:` has settings of."""
+
+
 def rows_for(objective: str) -> str:
     """The kind of rows that the objective learns from."""
     return ROWS_OF[objective]
@@ -34,7 +43,15 @@ def make_objective(config: ObjectiveConfig, labels: tuple[str, ...] = ()) -> Obj
 
     Args:
         labels: the data set's classes, in the order of their numbers.
+    Raises:
+        TrainError: classes are to be learned, and there are fewer than two.
     """
     if config.objective in ("sft", "pretrain"):
         return NextToken(config.label_smoothing)
-    raise NotImplementedError(config.objective)
+    if config.objective in JUDGED:
+        return JUDGED[config.objective](config.preference or PreferenceConfig())
+    if config.objective == "classify":
+        return Classify(labels, config.label_smoothing)
+    if config.objective == "tag":
+        return Tag(labels, config.label_smoothing)
+    return Reward()
