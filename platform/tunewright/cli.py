@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 from __future__ import annotations
 
 import getpass
+import os
 import signal
 import sys
 from pathlib import Path
@@ -76,6 +77,33 @@ def prepare(config: ConfigFile, sets: Sets = None, address: Address = None, as_j
 def sweep(config: ConfigFile, sets: Sets = None, address: Address = None, as_json: AsJson = False) -> None:
     """Go on to the best hyperparameters; stop there."""
     _line(config, sets, address, as_json, until="sweep")
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    sets: Sets = None,
+    device: Annotated[
+        str | None, typer.Option(help="The kind of GPU: h100, a100-80gb... Else what this machine has.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of one device for an hour.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each source to look at.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """What training will need, before it is paid for: memory, steps, time and cost."""
+    from tunewright.config import load_run
+    from tunewright.line import quiet_libraries
+    from tunewright.plan import Ask, plan_run
+    from tunewright.report.plan_text import plan_lines
+
+    described = load_run(config, sets or [])
+    with quiet_libraries(Path(os.devnull)):
+        planned = plan_run(described, described.store_root.absolute(), Ask(device, price, rows))
+    if as_json:
+        print_json(planned)
+    else:
+        print("\n".join(line for each in planned for line in plan_lines(each)))
+    raise typer.Exit(0 if all(each["fits"] for each in planned) else 1)
 
 
 @app.command()

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.artifacts import Store
 from tunewright.base_stage import SEED, TINY_SHAPE, TOKENIZER_DOCUMENTS
-from tunewright.config import BuiltinSource, FileSource, RunConfig, source_label
+from tunewright.config import BuiltinSource, DataConfig, FileSource, RunConfig, source_label
 from tunewright.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from tunewright.data.encode import Encoder
-    from tunewright.data.rows import RawRow
+    from tunewright.data.rows import Document, RawRow
     from tunewright.data.sources.snapshot import SnapshotSource
     from tunewright.models.chat import ChatRenderer
 
@@ -74,12 +77,84 @@ def preview_renderer(run: RunConfig, root: Path) -> ChatRenderer:
         return load_renderer(Path(folder), template)
 
 
+def settings_of_base(run: RunConfig, root: Path, renderer: ChatRenderer) -> PretrainedConfig:
+    """The base model's settings; its weights are not looked at.
+
+    Args:
+        renderer: of the run, whose tokenizer says how large the vocabulary of `tiny` is.
+    Raises:
+        ModelError: a base of the hub that no run has fetched yet, or one that cannot be used.
+    """
+    if run.base.model == "tiny":
+        from tunewright.models.tiny import tiny_config
+
+        return tiny_config(TINY_SHAPE, len(renderer.tokenizer))
+    from tunewright.models.skeleton import read_config
+
+    return read_config(_base_folder(run, root))
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """The first rows of a source as documents.
+
+    Attributes:
+        looked_at: rows that were encoded, those that cannot be used among them.
+        rows: that the source has.
+    """
+
+    documents: list[Document]
+    looked_at: int
+    rows: int
+
+
+def encoded_rows(
+    run: RunConfig, root: Path, data: DataConfig, rows: int, renderer: ChatRenderer
+) -> Iterator[EncodedSource]:
+    """The first `rows` rows of each source of a data section; the others are counted.
+
+    Raises:
+        DataError: a source cannot be read, or was not fetched yet.
+    """
+    from tunewright.data.clean import clean
+    from tunewright.data.conversations import format_of
+    from tunewright.data.encode import Encoder
+    from tunewright.data.prepare import TASK_OF_FORMAT
+    from tunewright.data.privacy import Redactor
+    from tunewright.data.records import to_example
+
+    told = run.model_copy(update={"data": data})
+    with tempfile.TemporaryDirectory(prefix="tunewright-") as folder:
+        for index in range(len(data.sources)):
+            file = _readable(told, root, index, Path(folder))
+            form, _ = format_of(index, file)
+            encoder = Encoder(renderer, data, TASK_OF_FORMAT[form])
+            redactor = Redactor(data.privacy)
+            documents: list[Document] = []
+            count = 0
+            for count, raw in enumerate(_raw_rows(told, index, file), start=1):
+                if count > rows or raw.record is None:
+                    continue
+                try:
+                    example, _ = clean(
+                        to_example(raw.record, form, file.columns, file.system), data, redactor
+                    )
+                except DataError:
+                    continue
+                encoded = encoder.encode([example])[0]
+                documents += [] if isinstance(encoded, DataError) else encoded.documents
+            yield EncodedSource(documents, min(rows, count), count)
+
+
 def _base_folder(run: RunConfig, root: Path) -> Path:
     from tunewright.models.base import check_base, is_hub_id, locate, model_folder
 
     base = run.base
+    local = Path(base.model).expanduser()
+    if local.is_dir():  # its weights, which nobody looks at here, may not be there yet
+        return local
     check_base(base)
-    if Path(base.model).expanduser().is_dir() or not is_hub_id(base.model):
+    if not is_hub_id(base.model):
         return locate(base)
     known = Store(root).list("base") if root.is_dir() else []
     for artifact in reversed(known):

@@ -29,7 +29,7 @@ ROWS = [
     {"base_stage", "evaluation_stage", "ray_jobs", "endpoint"},
     {"submit", "closing", "preview", "export"},
     {"training_stages"},
-    {"pipeline", "data_cli"},
+    {"pipeline", "data_cli", "plan"},
     {"cli"},
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 from tunewright.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
 
 GB = 10**9
 
@@ -22,15 +19,21 @@ class Device:
         memory: bytes of one device.
         flops: floating-point operations a second of dense bf16 matrix products.
         utilisation: the share of `flops` that training reaches; an assumption unless measured.
+        gpu: whether it is one.
     """
 
     name: str
     memory: int
     flops: float
     utilisation: float
+    gpu: bool = True
 
 
 ASSUMED_UTILISATION = 0.35
+"""Of a GPU; not measured here."""
+MEASURED_UTILISATION = 0.15
+"""Of a processor, by `benchmarks/train_step.py`."""
+TIMED_S = 0.5
 DEVICES = {
     # Memory and dense bf16 tensor-core rate as NVIDIA's data sheets give them; V100 has fp16 alone.
     name: Device(name, memory * GB, tflops * 1e12, ASSUMED_UTILISATION)
@@ -64,29 +67,47 @@ def device_named(name: str) -> Device:
     raise ConfigError(f"--device {name}: known devices are {', '.join(DEVICES)}{meant}")
 
 
-def measured_processor(threads: int, memory: int, dtype: torch.dtype) -> Device:
-    """This machine's processor; its matrix products are timed for a moment.
+def this_device() -> Device | None:
+    """The GPU of this machine; None if it has none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(0)
+    plain = found.name.lower().replace("-", "").replace(" ", "")
+    for name, device in DEVICES.items():
+        if name.split("-")[0] in plain:
+            return replace(device, name=found.name, memory=found.total_memory)
+    raise ConfigError(f"this machine's {found.name} is not in the table: say what is like it with --device")
+
+
+def this_processor(threads: float, workers: int) -> Device:
+    """This machine's processor, as one of so many workers has it; its matrix products are timed.
 
     Args:
-        memory: bytes that a worker may take.
+        threads: of a worker.
     """
     import time
 
+    import psutil
     import torch
 
+    count = max(1, round(threads))
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    size, best = 1024, 0.0
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    torch.set_num_threads(count)
+    size, best = 2048, 0.0
+    left, right = (torch.randn(size, size).bfloat16() for _ in range(2))
     try:
-        until = time.monotonic() + 0.5
+        until = time.monotonic() + TIMED_S
         while time.monotonic() < until:
             begun = time.monotonic()
             left @ right
             best = max(best, 2 * size**3 / (time.monotonic() - begun))
     finally:
         torch.set_num_threads(before)
-    return Device(f"this machine's processor, {threads} threads", memory, best, ASSUMED_UTILISATION)
+    memory = psutil.virtual_memory().available // workers
+    name = f"this machine's processor, {count} threads a worker"
+    return Device(name, memory, best, MEASURED_UTILISATION, gpu=False)
 
 
 @dataclass(frozen=True)

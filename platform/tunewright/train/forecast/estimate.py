@@ -38,6 +38,15 @@ class Estimate:
     ):
         self.settings, self.config, self.row = settings, config, row
         self.bytes_each, self.workers = bytes_each, workers
+        self.known: dict[Any, Traced] = {}
+
+    def changed(self, workers: int | None = None, **settings: Any) -> Estimate:
+        """The estimate of a training with other settings."""
+        config = self.config.model_copy(update=settings)
+        count = self.workers if workers is None else workers
+        other = Estimate(self.settings, config, self.row, self.bytes_each, count)
+        other.known = self.known  # most settings leave the passes of a row what they are
+        return other
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -60,20 +69,28 @@ class Estimate:
         largest = max(sum(p.numel() for p in block.parameters()) for block in modules[name].children())
         return Sizes(self.parameters.total, self.parameters.trainable, largest)
 
-    @cached_property
-    def traced(self) -> Traced:
-        """The passes of a micro batch."""
+    def traced(self, scattered: bool) -> Traced:
+        """The passes of a micro batch; those of one row and of two say what another row adds.
+
+        Args:
+            scattered: under ZeRO-3.
+        """
+        one, two = (self._of_all_blocks(rows, scattered) for rows in (1, 2))
+        more = self.config.micro_batch_size - 1
+        return Traced(one.peak + more * (two.peak - one.peak), one.asking + more * (two.asking - one.asking))
+
+    def _of_all_blocks(self, rows: int, scattered: bool) -> Traced:
         layers = self.settings.num_hidden_layers
-        if layers <= 2 * max(BLOCKS):
-            return self._traced(layers)
-        few, more = (self._traced(count) for count in BLOCKS)
+        if layers <= max(BLOCKS):
+            return self._traced(layers, rows, scattered)
+        few, more = (self._traced(count, rows, scattered) for count in BLOCKS)
         each = (more.peak - few.peak) / (BLOCKS[1] - BLOCKS[0])
         return Traced(round(more.peak + each * (layers - BLOCKS[1])), more.asking)
 
     def memory(self, stage: int | None = None) -> Memory:
         """One worker's, under the configuration's ZeRO stage or another."""
         chosen = self.config.zero.stage if stage is None else stage
-        return memory(chosen, self.sizes, self.traced, self.bytes_each, self.workers)
+        return memory(chosen, self.sizes, self.traced(chosen == 3), self.bytes_each, self.workers)
 
     @property
     def by_stage(self) -> Mapping[int, Memory]:
@@ -90,12 +107,15 @@ class Estimate:
         head = HEADS.get(self.config.objective, "lm")
         return with_method(skeleton_of(settings, "the base", head), self.config)
 
-    def _traced(self, layers: int) -> Traced:
-        asked_S = self.row.mask_S
-        peak, rest = (self._peak(layers, mask_S) for mask_S in (asked_S, asked_S * 0))
-        return Traced(peak, max(0, peak - rest))
+    def _traced(self, layers: int, rows: int, scattered: bool) -> Traced:
+        key = (self.config.method, self.config.gradient_checkpointing, layers, rows, scattered)
+        if key not in self.known:
+            asked_S = self.row.mask_S
+            peak, rest = (self._peak(layers, rows, mask_S, scattered) for mask_S in (asked_S, asked_S * 0))
+            self.known[key] = Traced(peak, max(0, peak - rest))
+        return self.known[key]
 
-    def _peak(self, layers: int, mask_S: Any) -> int:
+    def _peak(self, layers: int, size: int, mask_S: Any, scattered: bool) -> int:
         import torch
 
         from tunewright.train.forecast.trace import passes, weightless, without_data
@@ -105,7 +125,6 @@ class Estimate:
         if self.config.gradient_checkpointing:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        size = self.config.micro_batch_size
         segments_BS = np.tile(self.row.segments_S, (size, 1))
         ids_BS = np.zeros_like(segments_BS)
         rows = {"input_ids": ids_BS, "position_ids": ids_BS, "segment_ids": segments_BS, "loss_mask": ids_BS}
@@ -113,4 +132,4 @@ class Estimate:
         asked_BS = np.tile(np.roll(mask_S, -1) * (np.arange(len(mask_S)) < len(mask_S) - 1), (size, 1)) > 0
         with without_data():
             weightless(model, dtype)
-            return passes(model, rows, asked_BS, dtype).peak
+            return passes(model, rows, asked_BS, dtype, scattered).peak

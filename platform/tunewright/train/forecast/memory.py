@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BUCKET, BUFFER = 50_000_000, 500_000_000
+"""Gradients that DeepSpeed copies together at once: `reduce_bucket_size`, and its own number at stage 0."""
+
 
 @dataclass(frozen=True)
 class Held:
@@ -109,8 +112,9 @@ def memory(stage: int, sizes: Sizes, traced: Traced, bytes_each: int, workers: i
     if stage == 3:
         weights, gathered = weights // workers, 2 * sizes.largest_block * bytes_each
     gradients, optimizer = (round(sizes.trained * each) for each in (terms.gradients, terms.optimizer))
-    copied, step = (round(sizes.trained * each) for each in (terms.backward, terms.step))
-    if traced.peak + gathered + copied >= step:
-        passing = traced.peak - traced.asking
-        return Memory(weights, gradients, optimizer, passing, traced.asking, gathered + copied)
-    return Memory(weights, gradients, optimizer, 0, 0, step)
+    # Activations are at their most when the backward pass begins, and gone when gradients are copied.
+    at_once = min(sizes.trained, BUCKET if stage else BUFFER)
+    copied = round(max(at_once * terms.backward, sizes.trained * terms.step))
+    if traced.peak + gathered >= copied:
+        return Memory(weights, gradients, optimizer, traced.peak - traced.asking, traced.asking, gathered)
+    return Memory(weights, gradients, optimizer, 0, 0, copied)

@@ -124,19 +124,23 @@ class LiveStorages(TorchDispatchMode):
             self.live -= size
 
 
-def passes(model: Any, rows: Rows, mask_BS: Mask, dtype: torch.dtype) -> Passes:
+def passes(model: Any, rows: Rows, mask_BS: Mask, dtype: torch.dtype, scattered: bool = False) -> Passes:
     """The memory of a micro batch's passes through a model that is made of shapes alone.
 
     Args:
         model: with its method on it, by `weightless`.
         rows: of the micro batch; their content does not matter, their documents do.
         mask_BS: the places that the head is asked about.
+        scattered: as under ZeRO-3, where some layers go other ways.
     """
     from tunewright.train.bare import bare_forward
     from tunewright.train.objectives.base import Places
 
     forward = bare_forward(model, torch.device("cpu"), dtype, rows["input_ids"].shape[1])
     weights = list(model.parameters())
+    if scattered:
+        for weight in weights:
+            weight.ds_id = 0
     for weight in weights:
         weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
     grads = [weight.grad for weight in weights if weight.grad is not None]

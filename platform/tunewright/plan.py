@@ -1,0 +1,210 @@
+"""`tunewright plan`: what the trainings of a run need before anything is paid for.
+
+Nothing is written and Ray is not started. Memory comes from a model without weights and a packed row of
+the real length; time from the operations that training needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.artifacts import Store
+from tunewright.config import RunConfig, TrainConfig
+from tunewright.errors import ConfigError, DataError
+from tunewright.preview import encoded_rows, preview_renderer, settings_of_base
+
+if TYPE_CHECKING:
+    from tunewright.config.stages import Described
+    from tunewright.models.chat import ChatRenderer
+    from tunewright.train.forecast.compute import Device
+    from tunewright.train.forecast.estimate import Estimate
+    from tunewright.train.forecast.workload import Workload
+
+MIB, GIB = 2**20, 2**30
+ROWS = 1000
+"""Of each source that are encoded, when the data is not prepared yet."""
+ROOM = 0.9
+"""Of a device's memory that a training may plan for; allocators and libraries want the rest."""
+ALTERNATIVES = 3
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the person says besides the run's file.
+
+    Attributes:
+        device: a kind of GPU; the one this machine has, or its processor, when left out.
+        price: of one device for an hour.
+        rows: of each source that are encoded for a look.
+    """
+
+    device: str | None = None
+    price: float | None = None
+    rows: int = ROWS
+
+
+def plan_run(run: RunConfig, root: Path, ask: Ask) -> list[dict[str, Any]]:
+    """What `--json` prints: one entry a training, in order.
+
+    Raises:
+        ConfigError: an unknown device.
+        DataError: a source's rows are not here yet, or none of those looked at can be used.
+        ModelError: a base of the hub that no run has fetched yet.
+    """
+    renderer = preview_renderer(run, root)
+    settings = settings_of_base(run, root, renderer)
+    return [_training(run, root, described, ask, renderer, settings) for described in run.trainings]
+
+
+def _training(
+    run: RunConfig, root: Path, described: Described, ask: Ask, renderer: ChatRenderer, settings: Any
+) -> dict[str, Any]:
+    from tunewright.train.forecast.compute import work_of
+    from tunewright.train.forecast.estimate import Estimate
+    from tunewright.train.schedule import Order, total_steps
+
+    config = described.train
+    workers = config.world_sizes[-1]
+    device = _device(config, ask)
+    sixteen = _sixteen_bit(config, device)
+    workload = _workload(run, root, described, ask, renderer)
+    estimate = Estimate(settings, config, workload, 2 if sixteen else 4, workers)
+    order = Order(config, run.seed, [max(workload.rows, config.global_batch_size)])
+    steps = total_steps(config, order)
+    tokens = steps * config.global_batch_size * workload.tokens / workload.rows
+    flop = work_of(estimate.model).step(
+        tokens, tokens * workload.asked, workload.seen, config.gradient_checkpointing
+    )
+    seconds = flop / (workers * device.flops * device.utilisation)
+    memory = estimate.memory()
+    fits = memory.total <= ROOM * device.memory
+    parameters = estimate.parameters
+    return {
+        "training": described.name,
+        "device": {"name": device.name, "memory": device.memory, "utilisation": device.utilisation},
+        "workers": workers,
+        "precision": "16 bit" if sixteen else "fp32",
+        "parameters": {"total": parameters.total, "trained": parameters.trainable},
+        "rows": {
+            "packed": workload.rows,
+            "tokens": round(workload.tokens),
+            "learned": round(workload.asked, 4),
+            "measured_on": workload.measured,
+            "histogram": [list(bar) for bar in workload.histogram],
+        },
+        "batch": {
+            "rows": config.global_batch_size,
+            "micro": config.micro_batch_size,
+            "accumulation": math.ceil(config.global_batch_size / (config.micro_batch_size * workers)),
+        },
+        "steps": steps,
+        "tokens": round(tokens),
+        "seconds": round(seconds, 1),
+        "cost": None if ask.price is None else round(seconds / 3600 * workers * ask.price, 2),
+        "memory": {"stage": config.zero.stage, "total": memory.total, **memory.parts},
+        "memory_by_stage": {str(stage): each.total for stage, each in estimate.by_stage.items()},
+        "fits": fits,
+        "recommended": _recommended(estimate, device),
+        "would_fit": [] if fits else list(islice(_would_fit(estimate, device), ALTERNATIVES)),
+    }
+
+
+def _device(config: TrainConfig, ask: Ask) -> Device:
+    from tunewright.train.forecast.compute import device_named, this_device, this_processor
+
+    if ask.device is not None:
+        return device_named(ask.device)
+    if config.worker_resources.gpus:
+        found = this_device()
+        if found is None:
+            raise ConfigError("train.worker_resources.gpus: say which GPU it will be: --device h100")
+        return found
+    return this_processor(config.worker_resources.cpus, config.world_sizes[-1])
+
+
+def _sixteen_bit(config: TrainConfig, device: Device) -> bool:
+    if config.precision != "auto":
+        return config.precision != "fp32"
+    from tunewright.train.worker import has_bf16
+
+    return device.gpu or has_bf16("cpu")
+
+
+def _workload(run: RunConfig, root: Path, described: Described, ask: Ask, renderer: ChatRenderer) -> Workload:
+    """Of the prepared rows where there are any, else of the first rows of each source."""
+    from tunewright.train.forecast.workload import of_documents, of_shards
+
+    prepared = _prepared(run, root, described)
+    if prepared is not None:
+        from tunewright.data.dataset import open_rows
+
+        return of_shards(open_rows(prepared, "train"))
+    lengths: list[int] = []
+    asked: list[int] = []
+    documents = read = taken = 0
+    for source in encoded_rows(run, root, described.data, ask.rows, renderer):
+        for document in source.documents:
+            lengths.append(len(document.ids))
+            asked.append(int(document.loss_mask.sum()))
+        documents += round(len(source.documents) * source.rows / max(1, source.looked_at))
+        read, taken = read + source.rows, taken + source.looked_at
+    if not lengths:
+        raise DataError(f"none of the {taken:,} rows that were looked at can be used; see data preview")
+    told = f"{taken:,} of {read:,} source rows; duplicates are not known yet"
+    kept = documents * (1 - described.data.split.eval)
+    return of_documents(lengths, asked, described.data.pack.seq_len, kept, told)
+
+
+def _prepared(run: RunConfig, root: Path, described: Described) -> Path | None:
+    """The newest data set that was prepared with these settings."""
+    wanted = described.data.model_dump(mode="json")
+    known = Store(root).list("data") if root.is_dir() else []
+    for artifact in reversed(known):
+        settings = artifact.manifest.config
+        if all(settings.get(key) == value for key, value in wanted.items() if key in settings):
+            return artifact.path
+    return None
+
+
+def _recommended(estimate: Estimate, device: Device) -> dict[str, int] | None:
+    """The least ZeRO stage, and with it the largest micro batch, that fit."""
+    config = estimate.config
+    sizes = [n for n in range(config.global_batch_size, 0, -1) if config.global_batch_size % n == 0]
+    for stage in (0, 1, 2, 3) if estimate.workers > 1 else (0,):
+        for micro in sizes:
+            if micro * estimate.workers > config.global_batch_size:
+                continue
+            changed = estimate.changed(micro_batch_size=micro)
+            if changed.memory(stage).total <= ROOM * device.memory:
+                steps = math.ceil(config.global_batch_size / (micro * estimate.workers))
+                return {"stage": stage, "micro_batch_size": micro, "accumulation": steps}
+    return None
+
+
+def _would_fit(estimate: Estimate, device: Device) -> Iterator[str]:
+    """Settings, one at a time, with which the training fits; those that cost least come first."""
+    config = estimate.config
+    changes: list[tuple[str, Estimate]] = []
+    for micro in (n for n in range(config.micro_batch_size - 1, 0, -1) if config.global_batch_size % n == 0):
+        changes.append((f"train.micro_batch_size: {micro}", estimate.changed(micro_batch_size=micro)))
+    changes.append(("train.gradient_checkpointing: true", estimate.changed(gradient_checkpointing=True)))
+    for stage in range(config.zero.stage + 1, 4):
+        zero = config.zero.model_copy(update={"stage": stage})
+        changes.append((f"train.zero.stage: {stage}", estimate.changed(zero=zero)))
+    for workers in (2 * estimate.workers, 4 * estimate.workers, 8 * estimate.workers):
+        changes.append((f"train.workers: {workers}", estimate.changed(workers=workers)))
+    if config.method.type in ("full", "freeze"):
+        from tunewright.config import LoraConfig
+
+        changes.append(("train.method: {type: lora, rank: 16}", estimate.changed(method=LoraConfig())))
+    seen: set[str] = set()
+    for said, changed in changes:
+        key = said.split(":")[0]
+        if key not in seen and changed.memory().total <= ROOM * device.memory:
+            seen.add(key)
+            yield f"{said} ({changed.memory().total / GIB:.1f} GiB)"
