@@ -35,7 +35,7 @@ def main() -> int:
                     case = (stage, precision)
                     # A process of its own each time: what one case left behind would hide the next.
                     found = (
-                        in_child(case, folder)
+                        in_child(case)
                         if workers == 1
                         else on_two_workers(held, case, Path(folder))[0]
                     )

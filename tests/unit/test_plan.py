@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tiny_runs import newborn_base
 from tunewright.cli import app
+from tunewright.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 RUN = """
@@ -63,7 +64,7 @@ def test_what_does_not_fit_is_named_with_what_would(
 
     from tunewright.train.forecast import compute
 
-    small = replace(compute.DEVICES["t4"], memory=9 * 2**20)
+    small = replace(compute.DEVICES["t4"], memory=4 * 2**20)
     monkeypatch.setitem(compute.DEVICES, "t4", small)
     told = planned(tmp_path, base, "--device", "t4", "--rows", "50")
     assert told.exit_code == 1
@@ -74,8 +75,8 @@ def test_what_does_not_fit_is_named_with_what_would(
 
 def test_a_gpu_that_is_not_here_must_be_named(tmp_path: Path, base: Path) -> None:
     told = planned(tmp_path, base)
-    assert told.exit_code == 2
-    assert "--device h100" in told.stderr
+    assert isinstance(told.exception, ConfigError)
+    assert "say which GPU it will be: --device h100" in str(told.exception)
 
 
 def test_without_gpus_this_machine_is_measured(tmp_path: Path, base: Path) -> None:

@@ -77,7 +77,7 @@ def test_an_unknown_key_names_the_line_and_the_nearest_valid_key(
 
 def test_a_key_like_no_other_lists_the_valid_ones(tmp_path: Path) -> None:
     (told,) = problems(tmp_path, GOOD.replace("base: {model: tiny}", "base: {model: tiny, qqqq: 1}"))
-    assert told == "run.yaml:2: unknown key `base.qqqq`; valid keys: model, revision"
+    assert told == "run.yaml:2: unknown key `base.qqqq`; valid keys: model, new_tokens, revision"
 
 
 def test_valid_keys_of_one_kind_of_source_are_not_offered_for_another(tmp_path: Path) -> None:
