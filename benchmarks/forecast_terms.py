@@ -34,11 +34,8 @@ def main() -> int:
                 with tempfile.TemporaryDirectory() as folder:
                     case = (stage, precision)
                     # A process of its own each time: what one case left behind would hide the next.
-                    found = (
-                        in_child(case)
-                        if workers == 1
-                        else on_two_workers(held, case, Path(folder))[0]
-                    )
+                    every = [in_child(case)] if workers == 1 else on_two_workers(held, case, Path(folder))
+                found = every[0]
                 name = f"ZeRO-{stage} {precision} {workers} workers"
                 metrics[name] = found
                 told = ", ".join(f"{phase} {value:.1f}" for phase, value in found.items())

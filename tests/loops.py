@@ -248,9 +248,17 @@ def on_two_workers(program: Callable[[int, Any], Any], arguments: Any, folder: P
     return [pickle.loads((folder / f"result-{rank}.pkl").read_bytes()) for rank in range(2)]
 
 
+def ways_of_large_models() -> None:
+    """From now on small rows and vocabularies are treated as large ones are: by documents, by pieces."""
+    from tunewright.models import attention, token_logps
+
+    attention.PAIRS_PER_DOCUMENT = token_logps.FEW_LOGITS = 0
+
+
 def main(program: str, rank: int, port: int, folder: Path) -> None:
     import runpy
 
+    ways_of_large_models()
     file, _, name = program.rpartition(":")
     arguments = pickle.loads((folder / "arguments.pkl").read_bytes())
     with joined(rank, 2, port):

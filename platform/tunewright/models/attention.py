@@ -24,6 +24,8 @@ from tunewright.models.blocks import block_attention
 
 log = logging.getLogger(__name__)
 
+PAIRS_PER_DOCUMENT = 32_768
+"""Pairs of tokens in a masked row that cost a CPU as much as another document does."""
 NAME = "tunewright_documents"
 TESTED = {"llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3_text", "phi", "gpt2"}
 """Architectures whose layers hand the keyword on, and whose attention is no more than this one."""
@@ -58,6 +60,11 @@ class Documents:
     def longest(self) -> int:
         """Tokens of the longest stretch of a row that attends as one, padding included."""
         return int(np.diff(self.bounds).max())
+
+    def worth_it(self, device: torch.device) -> bool:
+        """Whether attention by documents is less work than by masks: on a CPU each document has a price."""
+        saved = self.rows * self.length**2
+        return device.type == "cuda" or saved >= PAIRS_PER_DOCUMENT * len(self.spans)
 
     @cached_property
     def bounds(self) -> npt.NDArray[np.int32]:

@@ -20,6 +20,8 @@ import torch
 TOKENS_AT_ONCE = 512
 PIECE = 4096
 """Of the vocabulary. Logits of 512 tokens by 4,096 entries are 8 MB in fp32, small enough to stay cached."""
+FEW_LOGITS = 1 << 20
+"""So many are made at once, 4 MB in fp32: pieces would cost more than they save."""
 SMALLEST_SHARE = 1e-30
 """A softmax value above this is exact enough in fp32 to tell the sum of exponentials from it."""
 
@@ -40,6 +42,8 @@ def token_logps(
     When hidden states need gradients and the weights do not, they are prepared in the forward pass
     from the same logits, as the backward pass only scales them.
     """
+    if len(hidden_NH) * len(weight_VH) <= FEW_LOGITS:
+        return _plain(hidden_NH, weight_VH, bias_V, targets_N, want_uniform)
     weighted = weight_VH.requires_grad or (bias_V is not None and bias_V.requires_grad)
     if not torch.is_grad_enabled() or not (hidden_NH.requires_grad or weighted):
         logps_N, uniform_N, _ = _measured(hidden_NH, weight_VH, bias_V, targets_N, want_uniform, False)
@@ -47,6 +51,19 @@ def token_logps(
     given = (hidden_NH, weight_VH, bias_V, targets_N, want_uniform)
     logps_N, uniform_N = _TokenLogps.apply(*given)  # type: ignore[no-untyped-call]
     return logps_N, uniform_N if want_uniform else None
+
+
+def _plain(
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    targets_N: torch.Tensor,
+    want_uniform: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """By the logits themselves, where they are few."""
+    every_NV = torch.nn.functional.linear(hidden_NH, weight_VH, bias_V).float().log_softmax(-1)
+    logps_N = every_NV.gather(1, targets_N[:, None])[:, 0]
+    return logps_N, every_NV.mean(-1) if want_uniform else None
 
 
 class _TokenLogps(torch.autograd.Function):

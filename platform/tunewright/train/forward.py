@@ -117,7 +117,8 @@ class Forward:
         own_windows = windows_of(self.model.config, rows["input_ids"].shape[1])
         if self.by_documents and self.windows == own_windows:
             documents = Documents.of(rows["segment_ids"])
-            return {**inputs, "documents": documents, "attention_mask": no_mask(inputs["input_ids"])}
+            if documents.worth_it(engine.device):
+                return {**inputs, "documents": documents, "attention_mask": no_mask(inputs["input_ids"])}
         segments_BS = torch.from_numpy(rows["segment_ids"]).to(engine.device)
         return {**inputs, "attention_mask": packed_masks(segments_BS, engine.dtype, self.windows)}
 

@@ -174,3 +174,11 @@ def test_what_cannot_be_told_its_documents_says_why() -> None:
     tuned = apply_method(small_model(), PromptTuningConfig(tokens=2), 0)
     assert "virtual tokens" in (why_masks(tuned, CPU, torch.float32) or "")
     assert why_masks(apply_method(small_model(), LoraConfig(), 0), CPU, torch.float32) is None
+
+
+def test_many_small_documents_are_left_to_masks_on_a_cpu() -> None:
+    few = Documents.of(np.repeat(np.arange(1, 5), 256)[None])
+    many = Documents.of(np.repeat(np.arange(1, 129), 2)[None])
+    cpu = torch.device("cpu")
+    assert few.worth_it(cpu) and not many.worth_it(cpu)
+    assert many.worth_it(torch.device("cuda"))

@@ -11,6 +11,7 @@ from tunewright.models.token_logps import token_logps
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE", 16)
     monkeypatch.setattr(module, "TOKENS_AT_ONCE", 5)
+    monkeypatch.setattr(module, "FEW_LOGITS", 0)
 
 
 def made(bias: bool = False, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
@@ -111,3 +112,14 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made() -> None:
     with Watch():
         token_logps(hidden.requires_grad_(), weight, None, targets, True)[0].sum().backward()
     assert 0 < max(sizes) < 13 * 50  # the weight itself has 400 numbers
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_few_logits_at_once_give_what_pieces_give(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
+    hidden, weight, offset, targets = made(bias=True)
+    given = (hidden, weight, offset if bias else None, targets)
+    pieces = token_logps(*given, True)
+    monkeypatch.setattr(module, "FEW_LOGITS", 1 << 20)
+    whole = token_logps(*given, True)
+    for found, wanted in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5, check_dtype=False)

@@ -20,3 +20,12 @@ def one_worker(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process is a worker, alone."""
     # For the test only: processes that other tests start would inherit it.
     monkeypatch.setenv("LOCAL_RANK", "0")
+
+
+@pytest.fixture(autouse=True)
+def as_large_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small models go the ways of large ones: attention by documents, logits by pieces."""
+    from tunewright.models import attention, token_logps
+
+    monkeypatch.setattr(attention, "PAIRS_PER_DOCUMENT", 0)
+    monkeypatch.setattr(token_logps, "FEW_LOGITS", 0)

@@ -140,7 +140,7 @@ def passes(model: Any, rows: Rows, mask_BS: Mask, dtype: torch.dtype, scattered:
     weights = list(model.parameters())
     if scattered:
         for weight in weights:
-            weight.ds_id = 0
+            weight.ds_id, weight.ds_status = 0, None  # DeepSpeed, where it was at work before, asks for both
     for weight in weights:
         weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
     grads = [weight.grad for weight in weights if weight.grad is not None]
