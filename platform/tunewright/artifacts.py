@@ -4,11 +4,11 @@ A stage reads artifacts and makes one. Its id is the hash of its parents, its re
 configuration and the source code of the stage, so that a stage run twice is found and not
 repeated. An artifact becomes visible by one rename, last; a half-written one is never read.
 
-    STORE/artifacts/KIND/ID/   manifest.json and the files it names
-    STORE/work/KIND-ID/        what a stage is writing; kept when it dies, so that it can resume
-    STORE/runs/NAME/           configuration, summary and report of a run
-    STORE/registry/MODEL/      versions and aliases
-    STORE/quarantine/          damaged things, moved aside and never deleted
+    artifacts/KIND/ID/   manifest.json and the files it names
+    work/KIND-ID/        what a stage is writing; kept when it dies, so that it can resume
+    runs/NAME/           configuration, summary and report of a run
+    registry/MODEL/      versions and aliases
+    quarantine/          damaged things, moved aside and never deleted
 
 Knows nothing of Ray, torch or what is in the files. The root is a local folder or one that all
 nodes mount.

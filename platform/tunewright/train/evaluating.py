@@ -8,7 +8,7 @@ from typing import Any
 
 from tunewright.train.forward import Forward
 from tunewright.train.group import Group
-from tunewright.train.objectives.base import Answer
+from tunewright.train.objectives.base import Answer, FirstPass
 from tunewright.train.streams import Micro, Part, Stream, take_padded
 from tunewright.train.teaching import ask, ask_first
 
@@ -57,7 +57,7 @@ class Evaluator:
     def _task(self, task: int, stream: Stream) -> dict[str, float]:
         """This task's figures; every worker makes the same number of passes, ZeRO-3 needs it."""
         objective, baselines = stream.objective, {}
-        if objective.has_baseline:
+        if objective.first_pass is not None:
             tally = Tally(self.streams, [task], self.group)
             for part in self._parts(task, stream):
                 tally.add(task, *ask_first(self.forward, self.streams, Micro((part,)), "eval"))
@@ -99,15 +99,20 @@ class Tally:
     def add(self, task: int, answer: Answer) -> None:
         if task in self.counts:
             counts = self.counts[task]
-            for name, value in self.streams[task].objective.baseline_counts(answer).items():
+            for name, value in self._first(task).counts(answer).items():
                 counts[name] = counts.get(name, 0.0) + value
 
     def baselines(self) -> dict[int, float]:
         """Task -> baseline; the same on every worker, also on one that had no rows of the task."""
         out = {}
         for task, counts in self.counts.items():
-            objective = self.streams[task].objective
-            names = objective.baseline_names
+            first = self._first(task)
+            names = first.names
             sums = self.group.sum([counts.get(name, 0.0) for name in names])
-            out[task] = objective.baseline(dict(zip(names, sums, strict=True)))
+            out[task] = first.baseline(dict(zip(names, sums, strict=True)))
         return out
+
+    def _first(self, task: int) -> FirstPass:
+        first = self.streams[task].objective.first_pass
+        assert first is not None
+        return first

@@ -251,7 +251,7 @@ class Loop:
 
     def _baselines(self, micros: list[Micro]) -> dict[int, float]:
         """Task -> the number of its objective's first pass over the global batch."""
-        tasks = [task for task, stream in enumerate(self.streams) if stream.objective.has_baseline]
+        tasks = [task for task, stream in enumerate(self.streams) if stream.objective.first_pass is not None]
         if not tasks:
             return {}
         tally = Tally(self.streams, tasks, self.group)

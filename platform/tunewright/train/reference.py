@@ -179,9 +179,9 @@ def _asked(stream: Stream) -> Iterator[_Asked]:
     objective = stream.objective
     yield _Asked("train", objective, stream.rows)
     yield _Asked("eval", objective, stream.eval_rows)
-    if objective.has_baseline:
-        yield _Asked("other_train", objective, stream.rows, objective.other_rows)
-        yield _Asked("other_eval", objective, stream.eval_rows, objective.other_rows)
+    if objective.first_pass is not None:
+        yield _Asked("other_train", objective, stream.rows, objective.first_pass.rows)
+        yield _Asked("other_eval", objective, stream.eval_rows, objective.first_pass.rows)
 
 
 def _answers(

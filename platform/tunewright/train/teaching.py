@@ -64,8 +64,8 @@ def ask_first(forward: Forward, streams: Sequence[Stream], micro: Micro, split: 
 
     parts = []
     for part in micro.parts:
-        objective = streams[part.task].objective
-        rows: Rows = objective.other_rows(part.rows) if objective.has_baseline else _empty(part.rows)
+        first = streams[part.task].objective.first_pass
+        rows: Rows = _empty(part.rows) if first is None else first.rows(part.rows)
         parts.append(Part(part.task, part.indices, rows))
     model = forward.engine.deepspeed.module
     was_training = model.training
@@ -83,7 +83,7 @@ def _empty(rows: Rows) -> Rows:
 def _reference(forward: Forward, stream: Stream, part: Part, split: str) -> torch.Tensor | None:
     import torch
 
-    if stream.reference is None or (split.startswith("other_") and not stream.objective.has_baseline):
+    if stream.reference is None or (split.startswith("other_") and not stream.objective.first_pass):
         return None
     by_row = getattr(stream.reference, split)
     values = [by_row[index] for index in part.indices]

@@ -129,8 +129,9 @@ def test_packed_rows_have_the_loss_and_the_gradients_of_their_answers_each_alone
         return Answer(rows, at, logps, reference_D=reference, baseline=baseline)
 
     z = 0.0
-    if objective.has_baseline:
-        z = objective.baseline(objective.baseline_counts(asked(model, objective.other_rows(rows))))
+    first = objective.first_pass
+    if first is not None:
+        z = first.baseline(first.counts(asked(model, first.rows(rows))))
         assert z > 0.01
     assert config.preference is not None and len(places) > 100
     packed = objective.loss(asked(model, rows, z, graded=True))

@@ -144,7 +144,7 @@ def _chosen(subject: Subject, indices: Index, units: int) -> tuple[dict[int, lis
         most = int(segments_S.max(initial=0))
         lengths = np.bincount(segments_S, minlength=most + 1)
         asked = np.bincount(segments_S[places_S], minlength=most + 1)
-        together = 2 if subject.rows_of == "preference" else max(1, most) if objective.has_baseline else 1
+        together = 2 if subject.rows_of == "preference" else max(1, most) if objective.first_pass else 1
         groups = [list(range(at, at + together)) for at in range(1, most + 1, together)]
         # Those that teach nothing last: a batch of them would show nothing.
         groups.sort(key=lambda group: (not asked[group].all(), int(lengths[group].sum())))
@@ -190,7 +190,7 @@ def _added_up(batch: Batch, forward: Forward, weights: list[Any], passes: int) -
 
 
 def _baselines(batch: Batch, forward: Forward, micros: Sequence[Micro]) -> dict[int, float]:
-    tasks = [task for task, stream in enumerate(batch.streams) if stream.objective.has_baseline]
+    tasks = [task for task, stream in enumerate(batch.streams) if stream.objective.first_pass is not None]
     if not tasks:
         return {}
     tally = Tally(batch.streams, tasks, cast(Any, Alone()))

@@ -61,7 +61,7 @@ class Answer:
         scores_NC: the classifier's scores, fp32; the other heads.
         reference_D: what the model said of each document before training: the sum of `logps_N` over it,
             documents in the order of `documents`; where the objective needs it.
-        baseline: the number that `Objective.baseline` gave for the whole global batch.
+        baseline: the number that `FirstPass.baseline` gave for the whole global batch.
     """
 
     rows: Rows
@@ -71,6 +71,25 @@ class Answer:
     scores_NC: torch.Tensor | None = None
     reference_D: torch.Tensor | None = None
     baseline: float = 0.0
+
+
+class FirstPass(Protocol):
+    """What a loss needs to know of the whole global batch: asked in evaluation mode, without gradients."""
+
+    names: tuple[str, ...]
+    """The keys of `counts`."""
+
+    def rows(self, rows: Rows) -> Rows:
+        """The rows that are asked about, of the same shape."""
+        ...
+
+    def counts(self, answer: Answer) -> Counts:
+        """What is summed over micro batches and workers, by `names`; `answer` is about `rows`."""
+        ...
+
+    def baseline(self, counts: Counts) -> float:
+        """The number that comes of the sums: `Answer.baseline`."""
+        ...
 
 
 class Objective(Protocol):
@@ -87,10 +106,8 @@ class Objective(Protocol):
     """What the loss is a mean of, in the singular: token, pair, document."""
     needs_reference: bool
     """Whether `Answer.reference_D` is wanted: the model as it was before training."""
-    has_baseline: bool
-    """Whether a first pass over the global batch is wanted, by `other_rows` and `baseline`."""
-    baseline_names: tuple[str, ...]
-    """The keys of `baseline_counts`."""
+    first_pass: FirstPass | None
+    """A pass over the global batch that is wanted before the one with gradients."""
     smoothing: float
     """Share of each target that is spread over all classes, in training; `Answer.uniform_N` is for it."""
 
@@ -118,18 +135,6 @@ class Objective(Protocol):
         """Figures from the sums over all evaluation rows."""
         ...
 
-    def other_rows(self, rows: Rows) -> Rows:
-        """The rows of the first pass, of the same shape, if `has_baseline`."""
-        ...
-
-    def baseline(self, counts: Counts) -> float:
-        """The number of the first pass, from the sums of `baseline_counts` over the global batch."""
-        ...
-
-    def baseline_counts(self, answer: Answer) -> Counts:
-        """What the first pass adds up, by `baseline_names`; `answer` is about `other_rows`."""
-        ...
-
 
 class Plain:
     """An objective without reference, first pass or figures of its own; others extend it."""
@@ -138,8 +143,7 @@ class Plain:
     labels: tuple[str, ...] = ()
     unit = "token"
     needs_reference = False
-    has_baseline = False
-    baseline_names: tuple[str, ...] = ()
+    first_pass: FirstPass | None = None
     smoothing = 0.0
 
     def counts(self, answer: Answer) -> Counts:
@@ -147,15 +151,6 @@ class Plain:
 
     def summary(self, counts: Counts) -> dict[str, float]:
         return {}
-
-    def other_rows(self, rows: Rows) -> Rows:
-        raise NotImplementedError(f"{type(self).__name__} has no first pass")
-
-    def baseline(self, counts: Counts) -> float:
-        raise NotImplementedError(f"{type(self).__name__} has no first pass")
-
-    def baseline_counts(self, answer: Answer) -> Counts:
-        raise NotImplementedError(f"{type(self).__name__} has no first pass")
 
 
 def documents(rows: Rows) -> npt.NDArray[np.int64]:

@@ -49,10 +49,9 @@ class Kto(Plain):
 
     unit = "document"
     needs_reference = True
-    has_baseline = True
-    baseline_names: tuple[str, ...] = ("moved", "documents")
 
     def __init__(self, config: PreferenceConfig):
+        self.first_pass = OtherQuestions()
         self.beta = config.beta
         self.weights = (config.undesirable_weight, config.desirable_weight)
 
@@ -103,26 +102,34 @@ class Kto(Plain):
             out["margin"] = out["reward_desirable"] - out["reward_undesirable"]
         return out
 
-    def other_rows(self, rows: Rows) -> Rows:
+    def _judged(self, answer: Answer) -> tuple[torch.Tensor, torch.Tensor]:
+        """(D,) whether each answer is desirable, and its r."""
+        import torch
+
+        moved_D = moved(answer)
+        return torch.from_numpy(desirable(answer.rows)).to(moved_D.device), moved_D
+
+
+class OtherQuestions:
+    """How far the model has moved on answers to other questions: z."""
+
+    names: tuple[str, ...] = ("moved", "documents")
+
+    def rows(self, rows: Rows) -> Rows:
         return mismatched(rows)
 
-    def baseline_counts(self, answer: Answer) -> Counts:
-        moved_D = self._moved(answer)
+    def counts(self, answer: Answer) -> Counts:
+        moved_D = moved(answer)
         return {"moved": float(moved_D.double().sum()), "documents": float(len(moved_D))}
 
     def baseline(self, counts: Counts) -> float:
         return max(0.0, counts["moved"] / counts["documents"]) if counts["documents"] else 0.0
 
-    def _judged(self, answer: Answer) -> tuple[torch.Tensor, torch.Tensor]:
-        """(D,) whether each answer is desirable, and its r."""
-        import torch
 
-        moved_D = self._moved(answer)
-        return torch.from_numpy(desirable(answer.rows)).to(moved_D.device), moved_D
-
-    def _moved(self, answer: Answer) -> torch.Tensor:
-        assert answer.logps_N is not None and answer.reference_D is not None
-        return sums_by_document(answer.logps_N, answer.rows, answer.places) - answer.reference_D
+def moved(answer: Answer) -> torch.Tensor:
+    """(D,) how much more likely than before each answer has become, in logarithms."""
+    assert answer.logps_N is not None and answer.reference_D is not None
+    return sums_by_document(answer.logps_N, answer.rows, answer.places) - answer.reference_D
 
 
 def desirable(rows: Rows) -> npt.NDArray[np.bool_]:
