@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.artifacts import Store
-from tunewright.config import RunConfig, TrainConfig
+from tunewright.config import BuiltinSource, FileSource, RunConfig, TrainConfig
 from tunewright.errors import ConfigError, DataError
 from tunewright.preview import encoded_rows, preview_renderer, settings_of_base
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tunewright.train.forecast.estimate import Estimate
     from tunewright.train.forecast.workload import Workload
 
-MIB, GIB = 2**20, 2**30
+GIB = 2**30
 ROWS = 1000
 """Of each source that are encoded, when the data is not prepared yet."""
 ROOM = 0.9
@@ -74,7 +74,9 @@ def _training(
     sixteen = _sixteen_bit(config, device)
     workload = _workload(run, root, described, ask, renderer)
     estimate = Estimate(settings, config, workload, 2 if sixteen else 4, workers)
-    order = Order(config, run.seed, [max(workload.rows, config.global_batch_size)])
+    beside = [task.share for task in described.tasks]
+    lengths = [max(workload.rows, config.global_batch_size), *(1 for _ in beside)]
+    order = Order(config, run.seed, lengths, beside)
     steps = total_steps(config, order)
     tokens = steps * config.global_batch_size * workload.tokens / workload.rows
     flop = work_of(estimate.model).step(
@@ -161,14 +163,16 @@ def _workload(run: RunConfig, root: Path, described: Described, ask: Ask, render
 
 
 def _prepared(run: RunConfig, root: Path, described: Described) -> Path | None:
-    """The newest data set that was prepared with these settings."""
-    wanted = described.data.model_dump(mode="json")
-    known = Store(root).list("data") if root.is_dir() else []
-    for artifact in reversed(known):
-        settings = artifact.manifest.config
-        if all(settings.get(key) == value for key, value in wanted.items() if key in settings):
-            return artifact.path
-    return None
+    """The data set that the run would find; one of a database, an API or the hub is not looked for."""
+    from tunewright.data.prepare import prepare_plan
+
+    data = described.data
+    if not root.is_dir() or not all(isinstance(s, FileSource | BuiltinSource) for s in data.sources):
+        return None
+    store = Store(root)
+    bases = [base for base in store.list("base") if base.facts.get("model") == run.base.model]
+    found = (store.find(prepare_plan(data, base)) for base in reversed(bases))
+    return next((artifact.path for artifact in found if artifact is not None), None)
 
 
 def _recommended(estimate: Estimate, device: Device) -> dict[str, int] | None:
