@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from train_workload import SEQ_LEN
+
 RATE = 2e-4
 POLL_S = 0.02
 
@@ -65,10 +67,7 @@ def by_ray(options: argparse.Namespace) -> dict[str, Any]:
             base=options.workload["model"],
             tasks=(TaskSpec("", ObjectiveConfig(), options.workload["data"]),),
             work=work,
-            stop_step=None,
-            start=None,
             export=False,
-            make_scorer=None,
         )
         metrics = Path(work) / "metrics.jsonl"
         submitted, first, done = time.monotonic(), [0.0], threading.Event()
@@ -99,16 +98,6 @@ def by_ray(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-class Whole:
-    """A model where an engine is expected."""
-
-    def __init__(self, module: Any):
-        self.module = module
-
-    def __call__(self, **inputs: Any) -> Any:
-        return self.module(**inputs)
-
-
 def bare(options: argparse.Namespace) -> dict[str, Any]:
     """The same passes over the same rows in this process, torch's AdamW on fp32 copies of the weights."""
     import numpy as np
@@ -116,8 +105,7 @@ def bare(options: argparse.Namespace) -> dict[str, Any]:
 
     from tunewright.data.dataset import open_rows
     from tunewright.models.load import load_model
-    from tunewright.train.engine import Engine
-    from tunewright.train.forward import Forward
+    from tunewright.train.bare import bare_forward
     from tunewright.train.methods import apply_method
     from tunewright.train.objectives.base import Places
     from tunewright.train.objectives.language import supervised_mask
@@ -126,7 +114,7 @@ def bare(options: argparse.Namespace) -> dict[str, Any]:
     model = load_model(Path(options.workload["model"]), None, torch.bfloat16)
     model.config.use_cache = False
     trained = apply_method(model, train_config(options).method, 0).train()
-    forward = Forward(Engine(Whole(trained), [], 0, torch.device("cpu"), torch.bfloat16))
+    forward = bare_forward(trained, torch.device("cpu"), torch.bfloat16, SEQ_LEN)
     weights = [p for p in trained.parameters() if p.requires_grad]
     copies = [torch.nn.Parameter(p.detach().float()) for p in weights]
     optimizer = torch.optim.AdamW(copies, lr=RATE, weight_decay=0.0)

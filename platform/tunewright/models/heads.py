@@ -9,14 +9,13 @@ H hidden size, C classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunewright.errors import ModelError
 from tunewright.models.load import read_weights, with_adapter
-from tunewright.models.skeleton import read_config
+from tunewright.models.skeleton import quiet_transformers, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +61,7 @@ def load_headed(
     written = kind_of_name((config.architectures or [""])[0]), tuple((config.id2label or {}).values())
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: number for number, name in enumerate(labels)}
-    with _untold():
+    with quiet_transformers():
         model, found = read_weights(
             autos[kind], folder, dtype, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -167,16 +166,3 @@ def _draw(model: Any, name: str, seed: int) -> None:
         head.weight.copy_(drawn_CH)
         if head.bias is not None:
             head.bias.zero_()
-
-
-@contextmanager
-def _untold() -> Iterator[None]:
-    """Without transformers' table of weights that were found and not: `load_headed` judges them itself."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -96,7 +96,7 @@ def whole_skeleton(folder: Path) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
-        with _quiet():
+        with quiet_transformers():
             auto: Any = AutoModelForCausalLM
             model, found = auto.from_pretrained(
                 folder,
@@ -214,7 +214,7 @@ def _kind_in_block(path: str, module: torch.nn.Module) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """While the block runs, transformers logs no report of its own and draws no bars."""
     from transformers.utils import logging as own
 

@@ -140,10 +140,7 @@ def train(
         base=str(model_folder(training.base)),
         tasks=training.tasks,
         work=str(work),
-        stop_step=None,
         start=str(training.start.path / "winner") if training.start else None,
-        export=True,
-        make_scorer=None,
         previous=str(training.previous.path / "adapter") if training.previous else None,
         stacked=training.stacked,
     )

@@ -68,10 +68,10 @@ class WorkerSpec:
     base: str
     tasks: tuple[TaskSpec, ...]
     work: str
-    stop_step: int | None
-    start: str | None
-    export: bool
-    make_scorer: ScorerFactory | None
+    stop_step: int | None = None
+    start: str | None = None
+    export: bool = True
+    make_scorer: ScorerFactory | None = None
     previous: str | None = None
     stacked: bool = False
     certify: bool = True

@@ -249,7 +249,6 @@ def run_trial(config: dict[str, Any], campaign: Campaign) -> None:
         stacked=campaign.stacked,
         work=str(folder),
         stop_step=campaign.stop_step,
-        start=None,
         export=False,
         make_scorer=campaign.objective,
     )
