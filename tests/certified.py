@@ -127,10 +127,6 @@ def training(
         base=str(folder / "base"),
         tasks=(TaskSpec("", config, str(folder / task)),),
         work=str(folder / "work"),
-        stop_step=None,
-        start=None,
-        export=True,
-        make_scorer=None,
     )
 
 

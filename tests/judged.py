@@ -110,9 +110,7 @@ def train_judged(
         tasks=(TaskSpec("", asked, data), *(TaskSpec(*task) for task in beside)),
         work=str(work),
         stop_step=stop_step,
-        start=None,
         export=False,
-        make_scorer=None,
     )
     outcome = run_spec(spec, rank, lambda _: None)
     return outcome, read_metrics(work / "metrics.jsonl")

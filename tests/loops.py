@@ -151,7 +151,7 @@ def train(training: Training) -> Trained:
     from tunewright.train.objectives import make_objective
     from tunewright.train.streams import Stream
 
-    config = training.config
+    config = partitioned(training.config)
     model = training.model().to(training.dtype)
     applied = apply_method(model, config.method, training.seed).train()
     engine = build_engine(applied, config, training.dtype, torch.device("cpu"))
@@ -178,23 +178,26 @@ def train(training: Training) -> Trained:
     return Trained(loop.run(), figures, loop)
 
 
-@contextmanager
-def really_partitioned() -> Iterator[None]:
-    """While the block runs, ZeRO-3 partitions weights as small as these tests' too; else it leaves them."""
-    from tunewright.train import engine
+def partitioned(config: TrainConfig) -> TrainConfig:
+    """The same training, whose ZeRO-3 divides weights as small as these tests' too; else it leaves them."""
+    zero = config.zero.model_copy(update={"stage3_param_persistence_threshold": 0})
+    return config.model_copy(update={"zero": zero})
 
-    whole = engine.deepspeed_config
 
-    def partitioned(*given: Any) -> dict[str, Any]:
-        told = whole(*given)
-        told["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        return told
+def worker_spec(folder: Path, config: TrainConfig, work: str = ".", data: str = "data", **more: Any) -> Any:
+    """A worker's training over `folder`/base, of rows that need not be complete: nothing certifies them."""
+    from tunewright.train.worker import TaskSpec, WorkerSpec
 
-    engine.deepspeed_config = partitioned
-    try:
-        yield
-    finally:
-        engine.deepspeed_config = whole
+    config = partitioned(config)
+    return WorkerSpec(
+        config=config,
+        seed=1,
+        base=str(folder / "base"),
+        tasks=(TaskSpec("", config, str(folder / data)),),
+        work=str(folder / work),
+        certify=False,
+        **{"identity": "the same", **more},
+    )
 
 
 def free_port() -> int:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from loops import VOCABULARY, small_model
+from loops import VOCABULARY, small_model, worker_spec
 from tunewright.artifacts import MANIFEST, write_json
 from tunewright.config import TrainConfig
 from tunewright.data.rows import Document
 from tunewright.data.shards import write_shard
 from tunewright.train import heartbeat
 from tunewright.train.heartbeat import read_pulses
-from tunewright.train.worker import TaskSpec, WorkerSpec, read_metrics
+from tunewright.train.worker import WorkerSpec, read_metrics
 
 SEQ_LEN = 24
 ROWS = 16
@@ -37,18 +37,7 @@ def training_spec(folder: Path, work: str = "work", **values: Any) -> WorkerSpec
             **values,
         }
     )
-    return WorkerSpec(
-        config=config,
-        seed=1,
-        identity="the same",
-        base=str(folder / "base"),
-        tasks=(TaskSpec("", config, str(folder / "data")),),
-        work=str(folder / work),
-        stop_step=None,
-        start=None,
-        export=False,
-        make_scorer=None,
-    )
+    return worker_spec(folder, config, work, export=False)  # type: ignore[no-any-return]
 
 
 def _make(folder: Path) -> None:

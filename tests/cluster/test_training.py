@@ -47,9 +47,7 @@ class Prepared:
             tasks=(TaskSpec("", config, str(self.data.path)),),
             work=str(work),
             stop_step=stop,
-            start=None,
             export=False,
-            make_scorer=None,
         )
 
 

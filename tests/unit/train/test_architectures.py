@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from loops import MemoryRows, really_partitioned, small_model
+from loops import MemoryRows, small_model, worker_spec
 from tunewright.config import TrainConfig
 from tunewright.data import dataset
 from tunewright.models.load import load_model
 from tunewright.models.skeleton import skeleton
 from tunewright.train.methods.fitting import fit_method
-from tunewright.train.worker import TaskSpec, WorkerSpec, run_spec
+from tunewright.train.worker import run_spec
 
 pytestmark = [
     pytest.mark.usefixtures("one_worker"),
@@ -45,23 +45,9 @@ def test_a_folder_is_trained_under_zero_3_and_what_is_written_opens_as_it_was_tr
     monkeypatch.setattr(dataset, "open_rows", lambda folder, split: MemoryRows(sizes[split]))
     small_model(kind, **SPECIFICS[kind]).save_pretrained(tmp_path / "base")
     shape = {"max_steps": 1, "global_batch_size": 2, "micro_batch_size": 2, "precision": "fp32"}
-    zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
-    config = TrainConfig.model_validate({**shape, "method": {"type": method}, "zero": zero})
-    spec = WorkerSpec(
-        config=config,
-        seed=1,
-        identity="the same",
-        base=str(tmp_path / "base"),
-        tasks=(TaskSpec("", config, str(tmp_path / "data")),),
-        work=str(tmp_path),
-        stop_step=None,
-        start=None,
-        export=True,
-        make_scorer=None,
-        certify=False,
-    )
-    with really_partitioned():
-        outcome = run_spec(spec, 0, lambda _: None)
+    config = TrainConfig.model_validate({**shape, "method": {"type": method}, "zero": {"stage": 3}})
+    spec = worker_spec(tmp_path, config)
+    outcome = run_spec(spec, 0, lambda _: None)
     trained = sum(weight.numel() for weight in outcome.weights.values())
     assert trained == fit_method(skeleton(tmp_path / "base"), config.method).trainable
     out = tmp_path / "out" / config.method.result

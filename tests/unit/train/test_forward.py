@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from loops import MemoryRows, on_two_workers, plain_forward, really_partitioned, small_model
+from loops import MemoryRows, on_two_workers, partitioned, plain_forward, small_model
 from tunewright.config import LoraConfig, PromptTuningConfig, TrainConfig
 from tunewright.models.output_layer import how_to_ask
 from tunewright.models.packed import packed_masks
@@ -88,8 +88,7 @@ def logps_under_zero_3(rank: int, _: Any) -> tuple[list[float], dict[str, float]
         {**shape, "zero": {"stage": 3}, "method": {"type": "lora", "rank": 4}}
     )
     model = apply_method(small_model(), config.method, 0).train()
-    with really_partitioned():
-        engine = build_engine(model, config, torch.float32, torch.device("cpu"))
+    engine = build_engine(model, partitioned(config), torch.float32, torch.device("cpu"))
     rows, places = rows_and_places()
     logps, _ = Forward(engine).logps(rows, places)
     way = how_to_ask(engine.deepspeed.module).way

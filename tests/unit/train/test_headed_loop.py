@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headed import OBJECTIVES, headed
-from loops import Trained, Training, on_two_workers, really_partitioned, train
+from loops import Trained, Training, on_two_workers, train
 from tunewright.config import TrainConfig
 
 pytestmark = [
@@ -98,10 +98,9 @@ RUNS: list[dict[str, Any]] = [
 def trained_on(rank: int, work: str) -> Any:
     """For `on_two_workers`: losses, figures and weights of the runs."""
     out = []
-    with really_partitioned():
-        for number, values in enumerate(RUNS):
-            one = run(Path(work) / str(number), **{**values, "max_steps": 3})
-            out.append((one.losses, evaluated(one), one.outcome.weights))
+    for number, values in enumerate(RUNS):
+        one = run(Path(work) / str(number), **{**values, "max_steps": 3})
+        out.append((one.losses, evaluated(one), one.outcome.weights))
     return out
 
 

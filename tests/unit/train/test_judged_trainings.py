@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from judged import SEQ_LEN, chats, pairs, prepared, rated, train_judged
-from loops import on_two_workers, really_partitioned, small_model
+from loops import on_two_workers, small_model
 from tunewright.config import ObjectiveConfig, PreferenceConfig
 from tunewright.data.dataset import open_rows
 from tunewright.train.bare import bare_forward
@@ -159,13 +159,12 @@ def trained_on(rank: int, arguments: dict[str, Any]) -> Any:
     from safetensors.numpy import load_file
 
     out = []
-    with really_partitioned():
-        for number, values in enumerate(arguments["runs"]):
-            work = Path(arguments["work"]) / str(number)
-            data = arguments["data"][values["objective"]]
-            outcome, _ = train_judged(Path(arguments["base"]), data, work, rank, max_steps=2, **values)
-            kept = work / "reference-main.safetensors"
-            out.append((outcome, load_file(kept)))
+    for number, values in enumerate(arguments["runs"]):
+        work = Path(arguments["work"]) / str(number)
+        data = arguments["data"][values["objective"]]
+        outcome, _ = train_judged(Path(arguments["base"]), data, work, rank, max_steps=2, **values)
+        kept = work / "reference-main.safetensors"
+        out.append((outcome, load_file(kept)))
     return out
 
 

@@ -15,7 +15,6 @@ from loops import (
     Trained,
     Training,
     on_two_workers,
-    really_partitioned,
     small_model,
     train,
 )
@@ -109,12 +108,11 @@ def test_dropout_and_noise_do_not_depend_on_the_micro_batch(tmp_path: Path) -> N
 def trained_on(rank: int, arguments: dict[str, Any]) -> Any:
     """For `on_two_workers`: losses and weights of some trainings, each with its own settings."""
     out = []
-    with really_partitioned():
-        for number, values in enumerate(arguments["runs"]):
-            model = small_model if values["method"]["type"] != "full" else dropping_gpt2
-            work = Path(arguments["work"]) / str(number)
-            run = train(Training(config(**values), work, model=model, eval_rows=MemoryRows(3)))
-            out.append((run.losses, run.outcome.weights))
+    for number, values in enumerate(arguments["runs"]):
+        model = small_model if values["method"]["type"] != "full" else dropping_gpt2
+        work = Path(arguments["work"]) / str(number)
+        run = train(Training(config(**values), work, model=model, eval_rows=MemoryRows(3)))
+        out.append((run.losses, run.outcome.weights))
     return out
 
 

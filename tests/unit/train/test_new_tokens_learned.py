@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from loops import MemoryRows, Training, really_partitioned, small_model, train
+from loops import MemoryRows, Training, small_model, train
 from tunewright.config import FullConfig, LoraConfig, TrainConfig
 from tunewright.config.methods import DoraConfig, FreezeConfig, Method
 
@@ -79,12 +79,9 @@ def test_what_only_the_new_tokens_tell_apart_is_learned(
     tmp_path: Path, kind: str, stage: int, method: Method, dtype: torch.dtype
 ) -> None:
     rows = WordRows()
-    with really_partitioned():
-        done = train(
-            Training(
-                training(method, stage), tmp_path, lambda: with_equal_rows(kind), rows, rows, dtype=dtype
-            )
-        )
+    done = train(
+        Training(training(method, stage), tmp_path, lambda: with_equal_rows(kind), rows, rows, dtype=dtype)
+    )
     assert done.losses[STEPS] < 0.3 < 0.69 < done.losses[1]  # log 2 is the best without the new tokens
     if method.result == "adapter":
         rows_of = [w for name, w in done.outcome.weights.items() if "embed_tokens.token_adapter" in name]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loops import MemoryRows, language_loss, on_two_workers, plain_forward, really_partitioned, small_model
+from loops import MemoryRows, language_loss, on_two_workers, plain_forward, small_model, worker_spec
 from tunewright.config import TrainConfig
 from tunewright.data import dataset
 from tunewright.errors import TrainError
@@ -20,7 +20,7 @@ from tunewright.models.load import load_model
 from tunewright.train.methods import apply_method, export, trainable_names
 from tunewright.train.methods.previous import export_sum, keep, stack
 from tunewright.train.objectives.language import supervised_mask
-from tunewright.train.worker import TaskSpec, WorkerSpec, run_spec
+from tunewright.train.worker import WorkerSpec, run_spec
 
 pytestmark = [
     pytest.mark.usefixtures("one_worker"),
@@ -55,20 +55,7 @@ def spec(folder: Path, name: str, values: dict[str, Any], **more: Any) -> Worker
     config = TrainConfig.model_validate(
         {**shape, "method": LORA, "precision": "fp32", "learning_rate": 1e-2, **values}
     )
-    return WorkerSpec(
-        config=config,
-        seed=1,
-        identity=name,
-        base=str(folder / "base"),
-        tasks=(TaskSpec("", config, str(folder / more.pop("data", "data"))),),
-        work=str(folder / name),
-        stop_step=None,
-        start=None,
-        export=True,
-        make_scorer=None,
-        certify=False,
-        **more,
-    )
+    return worker_spec(folder, config, name, identity=name, **more)  # type: ignore[no-any-return]
 
 
 def losses(asked: WorkerSpec) -> list[float]:
@@ -150,8 +137,7 @@ def test_a_kept_adapter_loses_no_digits_in_a_bf16_model(tmp_path: Path, zero: in
     adapter = Path(first.work) / "out" / "adapter"
     still = {"precision": "bf16", "learning_rate": 1e-12, "max_steps": 1, "zero": {"stage": zero}}
     second = spec(tmp_path, "second", still, previous=str(adapter))
-    with really_partitioned():
-        run_spec(second, 0, lambda _: None)
+    run_spec(second, 0, lambda _: None)
     before, after = (
         load_file(Path(s.work) / "out/adapter/adapter_model.safetensors") for s in (first, second)
     )
@@ -278,8 +264,7 @@ def stacked_in(folder: Path, name: str, zero: int) -> WorkerSpec:
 def stacked_run(rank: int, folder: Path) -> float:
     """For `on_two_workers`: the evaluation's loss."""
     dataset.open_rows = the_rows  # type: ignore[assignment]
-    with really_partitioned():
-        return run_spec(stacked_in(folder, "two", 3), rank, lambda _: None).metrics["eval_loss"]
+    return run_spec(stacked_in(folder, "two", 3), rank, lambda _: None).metrics["eval_loss"]
 
 
 def test_a_stacked_training_is_the_same_on_two_workers_and_after_a_stop(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from loops import MemoryRows, really_partitioned, small_model
+from loops import MemoryRows, small_model, worker_spec
 from tunewright.config import TrainConfig
 from tunewright.data import dataset
 from tunewright.errors import TrainError
 from tunewright.models.load import load_model
-from tunewright.train.worker import TaskSpec, WorkerEnds, WorkerSpec, run_spec
+from tunewright.train.worker import WorkerEnds, WorkerSpec, run_spec
 
 pytestmark = [
     pytest.mark.usefixtures("one_worker"),
@@ -34,19 +34,7 @@ def spec(folder: Path, **values: Any) -> WorkerSpec:
     small_model().save_pretrained(folder / "base")
     shape = {"max_steps": 3, "global_batch_size": 4, "micro_batch_size": 2, "logging_steps": 1}
     config = TrainConfig.model_validate({**shape, "precision": "fp32", **values})
-    return WorkerSpec(
-        config=config,
-        seed=1,
-        identity="the same",
-        base=str(folder / "base"),
-        tasks=(TaskSpec("", config, str(folder / "data")),),
-        work=str(folder),
-        stop_step=None,
-        start=None,
-        export=True,
-        make_scorer=None,
-        certify=False,
-    )
+    return worker_spec(folder, config)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -62,9 +50,8 @@ def test_what_was_trained_is_written_and_opens(
     tmp_path: Path, method: dict[str, Any], zero: int, kind: str
 ) -> None:
     reports: list[dict[str, float]] = []
-    with really_partitioned():
-        asked = spec(tmp_path, method=method, zero={"stage": zero}, gradient_checkpointing=True)
-        outcome = run_spec(asked, 0, reports.append)
+    asked = spec(tmp_path, method=method, zero={"stage": zero}, gradient_checkpointing=True)
+    outcome = run_spec(asked, 0, reports.append)
     assert (outcome.step, outcome.weights_step, outcome.stopped) == (3, 3, None)
     assert [r["training_step"] for r in reports] == [3]
     out = tmp_path / "out" / kind
