@@ -15,6 +15,7 @@ from tunewright.config.train import ElasticWorkers
 from tunewright.errors import ClusterError, TrainError, TunewrightError, own_cause
 from tunewright.train import heartbeat
 from tunewright.train.checkpoint import DAMAGED_LIST
+from tunewright.train.forecast.explain import explained_shortage
 from tunewright.train.heartbeat import HangWatch, Hung
 from tunewright.train.stopping import STOP_FILE, asking_on_sigterm, listen
 from tunewright.train.worker import WorkerSpec, read_metrics, train_worker
@@ -91,7 +92,8 @@ def run_workers(spec: WorkerSpec, callbacks: list[Any] | None = None, tell: Tell
         with asking_on_sigterm(Path(spec.work) / STOP_FILE), repeating(watcher.look, watcher.period_s):
             trainer.fit()
     except TrainingFailedError as error:
-        raise _own_error(error, watcher.ended) from error
+        own = _own_error(error, watcher.ended)
+        raise (own if watcher.ended else explained_shortage(own, error, spec)) from error
     finally:
         shutil.rmtree(attempts, ignore_errors=True)
 
@@ -124,9 +126,9 @@ def worker_env(cpus: float) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "DS_SKIP_CUDA_CHECK": "1",
-        # glibc keeps freed pages: each step takes and frees the same few megabytes. Larger blocks go back:
-        # kept, they lay a third of the memory waste.
-        "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+        # glibc keeps freed pages: each step takes and frees the same megabytes, and fresh pages cost more
+        # than what is computed in them. Only blocks that are larger than most go back.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     }
 
