@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import socket
-import subprocess
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -221,34 +223,62 @@ def joined(rank: int = 0, world: int = 1, port: int | None = None) -> Iterator[N
         dist.destroy_process_group()
 
 
+WORKERS = multiprocessing.get_context("forkserver")
+"""Makes processes from one that has imported what takes long, and done nothing with it."""
+WORKERS.set_forkserver_preload(["deepspeed", "peft", "transformers", "tunewright.train.worker", "loops"])
+WORKERS_S = 300
+
+
 def on_two_workers(program: Callable[[int, Any], Any], arguments: Any, folder: Path) -> list[Any]:
-    """What `program(rank, arguments)` gives on each of two processes.
+    """What `program(rank, arguments)` gives on each of two fresh processes.
 
     Args:
         program: a function at the top of a test module.
     """
-    port = free_port()
-    where = f"{program.__code__.co_filename}:{program.__name__}"
+    where = (program.__code__.co_filename, program.__name__)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "arguments.pkl").write_bytes(pickle.dumps(arguments))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__, where, str(rank), str(port), str(folder)],
-            env={**environment, "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    port = free_port()
+    running = [WORKERS.Process(target=work_as, args=(rank, where, port, folder)) for rank in range(2)]
+    end = time.monotonic() + WORKERS_S
+    for process in running:
+        process.start()
     try:
-        told = [process.communicate(timeout=300)[0] for process in running]
+        while any(process.is_alive() for process in running) and time.monotonic() < end:
+            if any(process.exitcode for process in running):
+                break  # the other would wait for it
+            time.sleep(0.05)
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0, 0], "\n".join(told)
+            process.join()
+    said = "\n".join((folder / f"said-{rank}.txt").read_text(errors="replace") for rank in range(2))
+    assert [process.exitcode for process in running] == [0, 0], said
     return [pickle.loads((folder / f"result-{rank}.pkl").read_bytes()) for rank in range(2)]
+
+
+def work_as(rank: int, where: tuple[str, str], port: int, folder: Path) -> None:
+    """One of the two, in its own process."""
+    import runpy
+    import traceback
+
+    said = os.open(folder / f"said-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.environ["LOCAL_RANK"] = str(rank)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    ways_of_large_models()
+    file, name = where
+    arguments = pickle.loads((folder / "arguments.pkl").read_bytes())
+    try:
+        with joined(rank, 2, port):
+            result = runpy.run_path(file)[name](rank, arguments)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # without waiting for the other
+    (folder / f"result-{rank}.pkl").write_bytes(pickle.dumps(result))
 
 
 def ways_of_large_models() -> None:
@@ -256,18 +286,3 @@ def ways_of_large_models() -> None:
     from tunewright.models import attention, token_logps
 
     attention.PAIRS_PER_DOCUMENT = token_logps.FEW_LOGITS = 0
-
-
-def main(program: str, rank: int, port: int, folder: Path) -> None:
-    import runpy
-
-    ways_of_large_models()
-    file, _, name = program.rpartition(":")
-    arguments = pickle.loads((folder / "arguments.pkl").read_bytes())
-    with joined(rank, 2, port):
-        result = runpy.run_path(file)[name](rank, arguments)
-    (folder / f"result-{rank}.pkl").write_bytes(pickle.dumps(result))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

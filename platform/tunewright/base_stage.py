@@ -13,6 +13,8 @@ from tunewright.line import Line
 from tunewright.models.tiny import TinyShape
 
 SEED = 17
+WEIGHTS_SEED = 3
+"""Of the untrained weights; some seeds make a base that learns products' names late (docs/log.md)."""
 TINY_SHAPE = TinyShape()
 TOKENIZER_DOCUMENTS = 4000
 TINY_DATA = DataConfig(
@@ -110,7 +112,7 @@ def _fitting(config: TrainConfig) -> TrainConfig:
 
 
 def _newborn_plan() -> Plan:
-    settings = {"shape": TINY_SHAPE.model_dump(), "documents": TOKENIZER_DOCUMENTS, "seed": SEED}
+    settings = {"shape": TINY_SHAPE.model_dump(), "documents": TOKENIZER_DOCUMENTS, "seed": WEIGHTS_SEED}
     return Plan("base", {}, settings, code_hash("models/tiny", "data/support_desk"))
 
 
@@ -121,7 +123,7 @@ def _make_newborn(line: Line) -> Artifact:
 
     plan = _newborn_plan()
     work = clear_dir(line.store.work_dir(plan))
-    write_newborn(work / "model", pretraining_documents(TOKENIZER_DOCUMENTS, SEED), TINY_SHAPE, SEED)
+    write_newborn(work / "model", pretraining_documents(TOKENIZER_DOCUMENTS, SEED), TINY_SHAPE, WEIGHTS_SEED)
     return line.store.publish(plan, work, {"model": "tiny, untrained", **describe(work / "model")})
 
 

@@ -24,7 +24,7 @@ from tunewright.models.blocks import block_attention
 
 log = logging.getLogger(__name__)
 
-PAIRS_PER_DOCUMENT = 32_768
+PAIRS_PER_DOCUMENT = 8_192
 """Pairs of tokens in a masked row that cost a CPU as much as another document does."""
 NAME = "tunewright_documents"
 TESTED = {"llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3_text", "phi", "gpt2"}

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from tunewright.models.few_rows import few_rows
+
 PROBE_TOLERANCE = 1e-6
 Form = tuple[bool, float]
 """(whether the weight counts from one, epsilon)"""
@@ -83,24 +85,33 @@ class _Norm(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight_H: torch.Tensor, from_one: bool, epsilon: float
     ) -> torch.Tensor:
-        normed = x.to(torch.float32, copy=True)
-        length = torch.linalg.vector_norm(normed, dim=-1, keepdim=True)
-        inverse = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-        normed.mul_(inverse)
+        x_NH = x.reshape(-1, x.shape[-1])
+        out_NH = torch.empty_like(x_NH)
+        inverse_N1 = x.new_empty(len(x_NH), 1, dtype=torch.float32)
+        scale_H = weight_H.float() + 1.0 if from_one else weight_H
+        for few in few_rows(x_NH):
+            normed = x_NH[few].to(torch.float32, copy=True)
+            inverse = torch.linalg.vector_norm(normed, dim=-1, keepdim=True, out=inverse_N1[few])
+            inverse.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+            normed.mul_(inverse)
+            if from_one:
+                out_NH[few] = normed.mul_(scale_H)
+            else:
+                out_NH[few].copy_(normed).mul_(scale_H)
         ctx.from_one = from_one
-        ctx.save_for_backward(x, inverse, weight_H)
-        if from_one:
-            return normed.mul_(weight_H.float() + 1.0).to(x.dtype)
-        return normed.to(x.dtype).mul_(weight_H)
+        ctx.save_for_backward(x, inverse_N1, weight_H)
+        return out_NH.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
-        (up,) = upstream
-        x, inverse, weight_H = ctx.saved_tensors
+        x, inverse_N1, weight_H = ctx.saved_tensors
+        x_NH, up_NH = x.reshape(-1, x.shape[-1]), upstream[0].reshape(-1, x.shape[-1])
         scale_H = (weight_H.float() + 1.0) if ctx.from_one else weight_H.float()
-        grad = up.float() * scale_H
-        given = x.float()
-        # What lengthens x as a whole changes nothing.
-        along = torch.linalg.vecdot(grad, given).unsqueeze(-1)
-        along.mul_(inverse.square()).div_(-x.shape[-1])
-        return grad.addcmul_(given, along).mul_(inverse).to(x.dtype), None, None, None
+        out_NH = torch.empty_like(x_NH)
+        for few in few_rows(x_NH):
+            grad, given, inverse = up_NH[few].float() * scale_H, x_NH[few].float(), inverse_N1[few]
+            # What lengthens x as a whole changes nothing.
+            along = torch.linalg.vecdot(grad, given).unsqueeze(-1)
+            along.mul_(inverse.square()).div_(-x.shape[-1])
+            out_NH[few] = grad.addcmul_(given, along).mul_(inverse)
+        return out_NH.view(x.shape), None, None, None

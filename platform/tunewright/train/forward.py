@@ -136,9 +136,11 @@ def _logps_of(
 
 def quicken(model: Any) -> None:
     """Make layers quick whose own forward pass is known to do no more; names and weights stay."""
+    from tunewright.models.quick_mlp import quicken_mlps
     from tunewright.models.quick_norm import quicken_norms
 
     quicken_norms(model)
+    quicken_mlps(model)
     if hasattr(model, "peft_config"):
         from tunewright.models.quick_lora import quicken_lora
 

@@ -9,7 +9,9 @@ from peft import get_peft_model_state_dict
 
 from loops import small_model
 from tunewright.config import DoraConfig, LoraConfig, RsloraConfig
+from tunewright.models import few_rows
 from tunewright.models.quick_lora import QuickLora, quicken_lora
+from tunewright.models.quick_mlp import quicken_mlps
 from tunewright.models.quick_norm import quicken_norms
 from tunewright.train.methods import apply_method
 
@@ -56,11 +58,40 @@ def test_quick_layers_give_what_the_slow_ones_give(kind: str) -> None:
     assert quicken_lora(model) > 8
     norms = quicken_norms(model)
     assert norms > 0 or kind == "phi"  # whose norms are torch's own
+    assert quicken_mlps(model) == (2 if kind in ("llama", "qwen2", "qwen3", "mistral") else 0)
     assert_same(answer(model), wanted)
     assert names == [name for name, _ in model.named_parameters()]
     again = get_peft_model_state_dict(model)
     assert again.keys() == saved.keys() and all(torch.equal(again[name], saved[name]) for name in saved)
-    assert quicken_lora(model) == 0 and quicken_norms(model) == 0
+    assert quicken_lora(model) == quicken_norms(model) == quicken_mlps(model) == 0
+
+
+def test_rows_may_be_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_updates(LoraConfig(rank=4))
+    wanted = answer(model)
+    monkeypatch.setattr(few_rows, "NUMBERS", 150)  # 4 of the norms' 40 rows, 3 of the inner ones
+    assert quicken_norms(model) == 5 and quicken_mlps(model) == 2
+    assert_same(answer(model), wanted)
+
+
+def test_a_gated_layer_in_16_bits_is_the_same_to_the_last_bit() -> None:
+    model = small_model().to(torch.bfloat16).train()
+    wanted = answer(model)
+    assert quicken_mlps(model) == 2
+    found = answer(model)
+    assert torch.equal(found[0], wanted[0])
+    assert all(torch.equal(found[1][name], gradient) for name, gradient in wanted[1].items())
+
+
+def test_a_layer_that_does_more_is_no_gated_one() -> None:
+    class OddMLP(type(small_model().model.layers[0].mlp)):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x) * self.config.factor)
+
+    model = small_model()
+    model.model.layers[0].mlp.__class__ = OddMLP
+    assert quicken_mlps(model) == 1
+    assert quicken_mlps(small_model(hidden_act="gelu")) == 0
 
 
 @pytest.mark.parametrize("method", [RsloraConfig(rank=4), LoraConfig(rank=4, alpha=3.0, dropout=0.4)])
