@@ -34,6 +34,8 @@ HERE = Path(__file__).parent
 GOALS = {"fastest_peer": 2.5, "matrix_share": 0.40, "ray_cost": 0.05, "start": 1.5, "two_workers": 0.95}
 PARTS = ("rate", "ours", "bare", "workers", "start", "peers")
 BATCH = 8
+MICRO = 4
+"""Rows of a micro batch of ours; peers are tried with 1 and with 4."""
 PEERS = {
     "trl bfd": ("trl", 1, False),
     "trl wrapped": ("trl", 1, True),
@@ -119,7 +121,7 @@ def turns(options: argparse.Namespace, workload: Workload, folder: Path) -> dict
     parts = options.parts
     file = folder / "workload.json"
     file.write_text(json.dumps(asdict(workload), default=str), encoding="utf-8")
-    steps = ["--steps", str(options.steps), "--batch", str(BATCH), "--rank", str(RANK)]
+    steps = ["--steps", str(options.steps), "--batch", str(BATCH), "--micro", str(MICRO), "--rank", str(RANK)]
     path = [str(file), *steps]
     found: dict[str, list[dict]] = {}
 
@@ -139,10 +141,11 @@ def turns(options: argparse.Namespace, workload: Workload, folder: Path) -> dict
         if "start" in parts:
             add("start", ours("imports"))
     if "peers" in parts:
-        for setting in PEERS:
-            add(setting, peer(setting, workload, 1))
-        for name in ("trl", "llamafactory"):
-            best = max((s for s in PEERS if PEERS[s][0] == name), key=lambda s: found[s][0]["tokens_per_s"])
+        for name in options.peers:
+            settings = [setting for setting in PEERS if PEERS[setting][0] == name]
+            for setting in settings:
+                add(setting, peer(setting, workload, 1))
+            best = max(settings, key=lambda setting: found[setting][0]["tokens_per_s"])
             found[best] = []
             for _ in range(options.repeats):
                 add(best, peer(best, workload, options.peer_steps))
@@ -206,6 +209,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="of 8 rows, after the one that is not counted")
     parser.add_argument("--peer-steps", type=int, default=2)
+    parser.add_argument("--peers", type=lambda text: text.split(","), default=["trl", "llamafactory"])
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("TUNEWRIGHT_GSM8K", GSM8K)))
     parser.add_argument(
         "--tokenizer", type=Path, default=Path(os.environ.get("TUNEWRIGHT_GPT2_TOKENIZER", TOKENIZER))
