@@ -7,7 +7,6 @@ the real length; time from the operations that training needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,15 +21,10 @@ if TYPE_CHECKING:
     from tunewright.config.stages import Described
     from tunewright.models.chat import ChatRenderer
     from tunewright.train.forecast.compute import Device
-    from tunewright.train.forecast.estimate import Estimate
     from tunewright.train.forecast.workload import Workload
 
-GIB = 2**30
 ROWS = 1000
 """Of each source that are encoded, when the data is not prepared yet."""
-ROOM = 0.9
-"""Of a device's memory that a training may plan for; allocators and libraries want the rest."""
-ALTERNATIVES = 3
 
 
 @dataclass(frozen=True)
@@ -64,6 +58,7 @@ def plan_run(run: RunConfig, root: Path, ask: Ask) -> list[dict[str, Any]]:
 def _training(
     run: RunConfig, root: Path, described: Described, ask: Ask, renderer: ChatRenderer, settings: Any
 ) -> dict[str, Any]:
+    from tunewright.train.forecast.advice import ALTERNATIVES, ROOM, recommended, would_fit
     from tunewright.train.forecast.compute import work_of
     from tunewright.train.forecast.estimate import Estimate
     from tunewright.train.schedule import Order, total_steps
@@ -73,7 +68,7 @@ def _training(
     device = _device(config, ask)
     sixteen = _sixteen_bit(config, device)
     workload = _workload(run, root, described, ask, renderer)
-    estimate = Estimate(settings, config, workload, 2 if sixteen else 4, workers)
+    estimate = Estimate(settings, config, workload, 2 if sixteen else 4, workers, device.gpu)
     beside = [task.share for task in described.tasks]
     lengths = [max(workload.rows, config.global_batch_size), *(1 for _ in beside)]
     order = Order(config, run.seed, lengths, beside)
@@ -83,8 +78,8 @@ def _training(
         tokens, tokens * workload.asked, workload.seen, config.gradient_checkpointing
     )
     seconds = flop / (workers * device.flops * device.utilisation)
-    memory = estimate.memory()
-    fits = memory.total <= ROOM * device.memory
+    memory, room = estimate.memory(), ROOM * device.memory
+    fits = memory.total <= room
     parameters = estimate.parameters
     return {
         "training": described.name,
@@ -111,8 +106,8 @@ def _training(
         "memory": {"stage": config.zero.stage, "total": memory.total, **memory.parts},
         "memory_by_stage": {str(stage): each.total for stage, each in estimate.by_stage.items()},
         "fits": fits,
-        "recommended": _recommended(estimate, device),
-        "would_fit": [] if fits else list(islice(_would_fit(estimate, device), ALTERNATIVES)),
+        "recommended": recommended(estimate, room),
+        "would_fit": [] if fits else list(islice(would_fit(estimate, room), ALTERNATIVES)),
     }
 
 
@@ -173,42 +168,3 @@ def _prepared(run: RunConfig, root: Path, described: Described) -> Path | None:
     bases = [base for base in store.list("base") if base.facts.get("model") == run.base.model]
     found = (store.find(prepare_plan(data, base)) for base in reversed(bases))
     return next((artifact.path for artifact in found if artifact is not None), None)
-
-
-def _recommended(estimate: Estimate, device: Device) -> dict[str, int] | None:
-    """The least ZeRO stage, and with it the largest micro batch, that fit."""
-    config = estimate.config
-    sizes = [n for n in range(config.global_batch_size, 0, -1) if config.global_batch_size % n == 0]
-    for stage in (0, 1, 2, 3) if estimate.workers > 1 else (0,):
-        for micro in sizes:
-            if micro * estimate.workers > config.global_batch_size:
-                continue
-            changed = estimate.changed(micro_batch_size=micro)
-            if changed.memory(stage).total <= ROOM * device.memory:
-                steps = math.ceil(config.global_batch_size / (micro * estimate.workers))
-                return {"stage": stage, "micro_batch_size": micro, "accumulation": steps}
-    return None
-
-
-def _would_fit(estimate: Estimate, device: Device) -> Iterator[str]:
-    """Settings, one at a time, with which the training fits; those that cost least come first."""
-    config = estimate.config
-    changes: list[tuple[str, Estimate]] = []
-    for micro in (n for n in range(config.micro_batch_size - 1, 0, -1) if config.global_batch_size % n == 0):
-        changes.append((f"train.micro_batch_size: {micro}", estimate.changed(micro_batch_size=micro)))
-    changes.append(("train.gradient_checkpointing: true", estimate.changed(gradient_checkpointing=True)))
-    for stage in range(config.zero.stage + 1, 4):
-        zero = config.zero.model_copy(update={"stage": stage})
-        changes.append((f"train.zero.stage: {stage}", estimate.changed(zero=zero)))
-    for workers in (2 * estimate.workers, 4 * estimate.workers, 8 * estimate.workers):
-        changes.append((f"train.workers: {workers}", estimate.changed(workers=workers)))
-    if config.method.type in ("full", "freeze"):
-        from tunewright.config import LoraConfig
-
-        changes.append(("train.method: {type: lora, rank: 16}", estimate.changed(method=LoraConfig())))
-    seen: set[str] = set()
-    for said, changed in changes:
-        key = said.split(":")[0]
-        if key not in seen and changed.memory().total <= ROOM * device.memory:
-            seen.add(key)
-            yield f"{said} ({changed.memory().total / GIB:.1f} GiB)"

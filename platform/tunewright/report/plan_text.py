@@ -6,16 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunewright.report.text import count, duration
-
-GIB = 2**30
-PARTS = {
-    "weights": "weights of the model",
-    "gradients": "gradients",
-    "optimizer": "optimizer, fp32 weights",
-    "activations": "activations",
-    "logits": "output layer",
-    "buffers": "DeepSpeed's copies",
-}
+from tunewright.train.forecast.memory import PARTS, size
 
 
 def plan_lines(planned: Mapping[str, Any]) -> Iterator[str]:
@@ -41,11 +32,11 @@ def plan_lines(planned: Mapping[str, Any]) -> Iterator[str]:
         f"  steps        {count(planned['steps'])}, {count(planned['tokens'])} tokens, about "
         f"{duration(planned['seconds'])} at {device['utilisation']:.0%} of the device's rate{cost}"
     )
-    held = f"{_gib(memory['total'])} of {_gib(device['memory'])}"
+    held = f"{size(memory['total'])} of {size(device['memory'])}"
     yield f"  memory       {held} a worker, ZeRO stage {memory['stage']}"
     for name, said in PARTS.items():
-        yield f"    {said:24} {_gib(memory[name]):>12}"
-    stages = ", ".join(f"{stage}: {_gib(total)}" for stage, total in planned["memory_by_stage"].items())
+        yield f"    {said:24} {size(memory[name]):>12}"
+    stages = ", ".join(f"{stage}: {size(total)}" for stage, total in planned["memory_by_stage"].items())
     yield f"  by stage     {stages}"
     advice = planned["recommended"]
     if advice is not None:
@@ -55,7 +46,7 @@ def plan_lines(planned: Mapping[str, Any]) -> Iterator[str]:
         )
     if not planned["fits"]:
         largest = max(PARTS, key=lambda name: memory[name])
-        yield f"  DOES NOT FIT: the most is for {PARTS[largest]} ({_gib(memory[largest])}). What would fit:"
+        yield f"  DOES NOT FIT: the most is for {PARTS[largest]} ({size(memory[largest])}). What would fit:"
         for setting in planned["would_fit"] or [
             "nothing of one setting; change several, or take a larger device"
         ]:
@@ -66,7 +57,3 @@ def _histogram(bars: list[list[int]]) -> str:
     total = max(1, sum(documents for _, documents in bars))
     shown = [f"up to {edge:,}: {documents / total:.0%}" for edge, documents in bars if documents]
     return ", ".join(shown)
-
-
-def _gib(value: float) -> str:
-    return f"{value / GIB:,.1f} GiB" if value >= GIB else f"{value / 2**20:,.0f} MiB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from tunewright.config import TrainConfig
 from tunewright.errors import ConfigError
 from tunewright.train.forecast.compute import Work, device_named, work_of
 from tunewright.train.forecast.estimate import Estimate
-from tunewright.train.forecast.memory import Sizes, Traced, memory
+from tunewright.train.forecast.memory import KEPT, MAPPED, Setting, Sizes, Traced, memory
 from tunewright.train.forecast.trace import LiveStorages, without_data
 from tunewright.train.forecast.workload import of_documents
+from tunewright.train.launch import worker_env
 
 ROW = 64
 
@@ -71,8 +73,8 @@ def test_more_rows_more_memory_and_checkpointing_less(kind: str) -> None:
 
 
 def test_stages_divide_what_they_divide() -> None:
-    sizes, traced = Sizes(10**9, 10**9, 10**7), Traced(10**8, 10**7)
-    by_stage = [memory(stage, sizes, traced, 2, 8) for stage in (0, 1, 2, 3)]
+    sizes, traced = Sizes(2 * 10**9, 10**9, 10**9, 10**7), Traced(10**8, 10**7)
+    by_stage = [memory(Setting(stage, 2, workers=8), sizes, traced) for stage in (0, 1, 2, 3)]
     assert by_stage[0].weights == by_stage[2].weights == 2 * 10**9
     assert by_stage[3].weights == 2 * 10**9 // 8
     assert by_stage[1].optimizer == by_stage[3].optimizer == 12 * 10**9 // 8 < by_stage[0].optimizer
@@ -110,3 +112,74 @@ def test_a_device_that_is_not_known_is_refused_with_the_nearest() -> None:
 def test_the_mask_of_a_row_is_where_answers_are() -> None:
     seen = of_documents([4, 4], [2, 1], 8, 2, "made up")
     assert np.flatnonzero(seen.mask_S).tolist() in ([2, 3, 7], [3, 6, 7])
+
+
+def test_a_base_in_four_bits_counts_as_it_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # weights are not packed here
+    settings = small_model("llama", hidden_size=64, intermediate_size=128).config
+    small = Estimate(settings, config(method={"type": "qlora", "rank": 4}), workload(), 2, 1)
+    plain = Estimate(settings, config(method={"type": "lora", "rank": 4}), workload(), 2, 1)
+    linear = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    # Each weight half a byte; each 64 of them a scale of a byte; each 256 of those one of 4 bytes.
+    packed = linear / 2 + linear / 64 + 4 * linear / 64 / 256
+    assert small.memory().weights == round(plain.memory().weights - 2 * linear + packed)
+    assert small.parameters == plain.parameters
+
+
+def test_weights_are_packed_to_what_is_counted() -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra [qlora] is not installed")
+    from tunewright.models.quantize import quantize_nf4
+    from tunewright.train.forecast.quantized import bytes_saved
+
+    model = small_model("llama", hidden_size=512, intermediate_size=1024, num_attention_heads=8)
+    saved = bytes_saved(model, 4)
+    before = sum(weight.nbytes for weight in model.parameters())
+    quantize_nf4(model, torch.float32)
+    after = 0
+    for weight in model.parameters():
+        state = getattr(weight, "quant_state", None)
+        after += weight.nbytes
+        after += 0 if state is None else state.absmax.nbytes + state.state2.absmax.nbytes
+    assert before - after == pytest.approx(saved, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", [{"last_blocks": 3}, {"last_blocks": 5, "modules": ["lm_head"]}])
+def test_frozen_blocks_hold_nothing_for_the_backward_pass(method: dict[str, Any]) -> None:
+    settings = small_model("llama", num_hidden_layers=6).config
+    shown = Estimate(settings, config(method={"type": "freeze", **method}), workload(), 4, 1)
+    wanted = shown._traced(6, 1, False)
+    found = shown._of_all_blocks(1, False)
+    assert found.peak == pytest.approx(wanted.peak, rel=0.05)
+    every = Estimate(settings, config(method={"type": "full"}), workload(), 4, 1)
+    assert found.peak < every._of_all_blocks(1, False).peak
+
+
+def test_a_module_with_a_number_in_its_name_is_looked_for_in_the_whole_model() -> None:
+    settings = small_model("llama", num_hidden_layers=6).config
+    method = {"type": "lora", "target_modules": ["layers.5.self_attn.q_proj"]}
+    shown = Estimate(settings, config(method=method), workload(), 4, 1)
+    assert shown.memory().activations > 0
+
+
+def test_gradients_wait_only_where_a_step_has_several_micro_batches() -> None:
+    sizes, traced = Sizes(2 * 10**8, 10**8, 10**8, 10**6), Traced(10**11, 0)
+    waiting = memory(Setting(2, 2, workers=4, gpu=True), sizes, traced)
+    alone = memory(Setting(2, 2, workers=4, accumulates=False, gpu=True), sizes, traced)
+    assert (waiting.gradients, alone.gradients) == (2 * 10**8 // 4, 0)
+
+
+def test_what_a_process_keeps_of_its_passes_is_there_when_the_optimizer_steps() -> None:
+    sizes, traced = Sizes(2 * 10**8, 10**8, 10**8, 10**6), Traced(10**9, 0)
+    here, gpu = (memory(Setting(2, 2, gpu=gpu), sizes, traced) for gpu in (False, True))
+    assert here.buffers == 12 * 10**8 and here.activations == round(KEPT * 10**9)
+    assert gpu.buffers == 12 * 10**8 and gpu.activations == 0
+
+
+def test_small_buffers_are_made_of_what_the_process_kept() -> None:
+    sizes, traced = Sizes(2 * 10**8, 10**8, 10**6, 10**5), Traced(10**9, 0)
+    needed = memory(Setting(2, 2), sizes, traced)
+    assert needed.total == sizes.weights + 12 * 10**6 + 2 * 2 * 10**6 + round(KEPT * 10**9)
+
+
+def test_the_size_of_blocks_that_go_back_is_the_workers() -> None:
+    assert worker_env(1)["MALLOC_MMAP_THRESHOLD_"] == str(MAPPED)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tunewright.errors import ConfigError
 
 GB = 10**9
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,6 @@ def this_processor(threads: float, workers: int) -> Device:
     """
     import time
 
-    import psutil
     import torch
 
     count = max(1, round(threads))
@@ -105,9 +106,21 @@ def this_processor(threads: float, workers: int) -> Device:
             best = max(best, 2 * size**3 / (time.monotonic() - begun))
     finally:
         torch.set_num_threads(before)
-    memory = psutil.virtual_memory().available // workers
+    memory = memory_left() // workers
     name = f"this machine's processor, {count} threads a worker"
     return Device(name, memory, best, MEASURED_UTILISATION, gpu=False)
+
+
+def memory_left() -> int:
+    """Bytes of this machine that nothing holds, or of this container where it may take less."""
+    import psutil
+
+    left = int(psutil.virtual_memory().available)
+    try:
+        most, held = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no container, or none with a limit
+        return left
+    return min(left, max(0, most - held))
 
 
 @dataclass(frozen=True)

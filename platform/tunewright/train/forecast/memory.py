@@ -1,28 +1,42 @@
-"""How much memory a training worker holds at its worst moment, and for what."""
+"""How much memory a training worker holds at its worst moment, and for what.
+
+Bytes that follow from the code of DeepSpeed 0.19 and torch's AdamW; `tests/unit/train/test_forecast_terms.py`
+compares them with the storages of real engines.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-BUCKET, BUFFER = 50_000_000, 500_000_000
-"""Gradients that DeepSpeed copies together at once: `reduce_bucket_size`, and its own number at stage 0."""
+GIB = 2**30
+PARTS = {
+    "weights": "weights of the model",
+    "gradients": "gradients",
+    "optimizer": "optimizer, fp32 weights",
+    "activations": "activations",
+    "logits": "output layer",
+    "buffers": "DeepSpeed's copies",
+}
+"""The parts of `Memory`, as a person reads them."""
+BUCKET = 50_000_000
+"""Gradients exchanged at once: `reduce_bucket_size`; and the `stage3_prefetch_bucket_size` of weights."""
+BUFFER = 500_000_000
+"""The same at stage 0, where it is DeepSpeed's own number."""
+LIVE = 1_000_000_000
+"""Parameters that ZeRO-3 gathers, or steps, at most at once."""
+KEPT = 1.7
+"""What a process's heap takes for tensors that come and go, as a multiple of what is alive of them.
 
+glibc looks for an aligned block with some bytes to spare, so that the hole that a tensor leaves behind is
+often too small for the next one of its size. By `benchmarks/plan_memory.py`: 1.65 to 1.76 for five of its
+cases, and more for DoRA, whose layers make and free many tensors of a size.
+"""
+MAPPED = 32 << 20
+"""Bytes from which a block goes back to the system when it is freed; smaller ones stay with the process.
 
-@dataclass(frozen=True)
-class Held:
-    """Bytes for each trained parameter that DeepSpeed holds beside the model's weights.
-
-    Measured with the installed DeepSpeed by `benchmarks/forecast_terms.py`, on 1 and on 2 workers.
-
-    Attributes:
-        gradients, optimizer: all the time; the optimizer's fp32 weights are among them.
-        backward, step: besides, at the end of the backward pass and while the optimizer steps.
-    """
-
-    gradients: float
-    optimizer: float
-    backward: float
-    step: float
+What `train/launch.py` tells glibc, and the most that glibc can be told.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,30 +68,20 @@ class Memory:
         return sum(self.parts.values())
 
 
-TERMS: dict[tuple[int, bool], tuple[Held, Held]] = {
-    (0, True): (Held(4, 12, 2, 4), Held(0, 0, 0, 0)),
-    (1, True): (Held(7.3, 0, 2.3, 0), Held(0, 12, 0, 14)),
-    (2, True): (Held(4.5, 0, 5.5, 2), Held(0, 12, 0, 12)),
-    (3, True): (Held(10, 0, 4, 0), Held(0, 12, 0, 12)),
-    (0, False): (Held(5, 8, 4, 0.5), Held(0, 0, 0, 0)),
-    (1, False): (Held(7.2, 0, 8, 0), Held(0, 12, 0, 16)),
-    (2, False): (Held(3.3, 0, 8.8, 0.8), Held(0, 12, 3.2, 15.2)),
-    (3, False): (Held(15.7, 0, 8, 0), Held(0, 12, 0, 12)),
-}
-"""(ZeRO stage, whether 16 bit) -> what each worker holds, and what is divided by their number."""
-
-
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters that memory follows from.
+    """What memory follows from.
 
     Attributes:
-        largest_block: of the largest block, which ZeRO-3 gathers as a whole.
+        weights: bytes of the whole model's.
+        total, trained: parameters.
+        largest: parameters of the largest trained weight.
     """
 
+    weights: int
     total: int
     trained: int
-    largest_block: int
+    largest: int
 
 
 @dataclass(frozen=True)
@@ -93,28 +97,112 @@ class Traced:
     asking: int
 
 
-def held(stage: int, sixteen_bit: bool, workers: int) -> Held:
-    """What DeepSpeed holds for each trained parameter on each of the workers."""
-    whole, divided = TERMS[stage, sixteen_bit]
-    pairs = zip(vars(whole).values(), vars(divided).values(), strict=True)
-    return Held(*(each + share / workers for each, share in pairs))
+@dataclass(frozen=True)
+class Setting:
+    """How a training is divided.
 
-
-def memory(stage: int, sizes: Sizes, traced: Traced, bytes_each: int, workers: int) -> Memory:
-    """The worst moment of a training step: in the backward pass, or when the optimizer steps.
-
-    Args:
+    Attributes:
         stage: of ZeRO.
         bytes_each: of a parameter in the model: 2 or 4.
+        accumulates: whether a step has several micro batches, so that gradients wait for the next one.
+        gpu: where buffers take their whole size at once; a processor's take what was written to them.
     """
-    terms = held(stage, bytes_each == 2, workers)
-    weights, gathered = sizes.total * bytes_each, 0
-    if stage == 3:
-        weights, gathered = weights // workers, 2 * sizes.largest_block * bytes_each
-    gradients, optimizer = (round(sizes.trained * each) for each in (terms.gradients, terms.optimizer))
-    # Activations are at their most when the backward pass begins, and gone when gradients are copied.
-    at_once = min(sizes.trained, BUCKET if stage else BUFFER)
-    copied = round(max(at_once * terms.backward, sizes.trained * terms.step))
-    if traced.peak + gathered >= copied:
-        return Memory(weights, gradients, optimizer, traced.peak - traced.asking, traced.asking, gathered)
-    return Memory(weights, gradients, optimizer, 0, 0, copied)
+
+    stage: int
+    bytes_each: int
+    workers: int = 1
+    accumulates: bool = True
+    gpu: bool = False
+
+
+class Moment(NamedTuple):
+    """Bytes beside the weights and the optimizer's own.
+
+    Attributes:
+        piece: of one of the buffers; small ones are made of memory that is free within the process.
+    """
+
+    gradients: int
+    buffers: int
+    piece: int
+
+
+def memory(setting: Setting, sizes: Sizes, traced: Traced) -> Memory:
+    """The worst moment of a training step: its passes, the exchange of gradients, or the optimizer's step."""
+    stage, each = setting.stage, setting.bytes_each
+    weights = sizes.weights // setting.workers if stage == 3 else sizes.weights
+    masters = 4 if stage or each == 2 else 0  # an fp32 model that nothing divides is stepped itself
+    optimizer = (8 + masters) * _stepped(setting, sizes)
+    passes = round(traced.peak * (1.0 if setting.gpu else KEPT))
+    held, worst = in_passes(setting, sizes), []
+    for moment in (held, in_exchange(setting, sizes), in_step(setting, sizes)):
+        # Activations are at their most when the backward pass begins, and gone when gradients are exchanged.
+        left = passes if moment is held else _left(setting, passes, moment)
+        asking = round(left * traced.asking / max(1, traced.peak))
+        worst.append(Memory(weights, moment.gradients, optimizer, left - asking, asking, moment.buffers))
+    return max(worst, key=lambda each: each.total)
+
+
+def _left(setting: Setting, passes: int, moment: Moment) -> int:
+    """What of the passes' memory the process still has when gradients are exchanged, or AdamW steps."""
+    if setting.gpu:
+        return 0
+    return passes if moment.piece >= MAPPED else max(0, passes - moment.buffers)
+
+
+def in_passes(setting: Setting, sizes: Sizes) -> Moment:
+    """While a micro batch after the first goes through the model."""
+    stage, each = setting.stage, setting.bytes_each
+    waiting = each * (_stepped(setting, sizes) if stage >= 2 else sizes.trained)
+    gradients = waiting if setting.accumulates or stage == 3 else 0
+    buffers = _bucket(setting, sizes) if stage == 3 or (stage and setting.gpu) else 0
+    if stage == 3 and setting.workers > 1:
+        buffers += each * min(sizes.total, LIVE + BUCKET)  # gathered weights stay until the backward pass
+    return Moment(gradients, buffers, 0)
+
+
+def in_exchange(setting: Setting, sizes: Sizes) -> Moment:
+    """At the end of the last backward pass of a step, when gradients are averaged over the workers."""
+    stage, each = setting.stage, setting.bytes_each
+    at_once, mine = each * min(sizes.trained, BUCKET), each * _stepped(setting, sizes)
+    exchanged = at_once if setting.workers > 1 else 0
+    if stage == 0:
+        together = each * min(sizes.trained, BUFFER)
+        return Moment(each * sizes.trained, together, together)
+    if stage == 1:  # gradients move into the bucket, are sent from a copy of it, and are taken out of it
+        gradients = each * sizes.trained
+        if setting.gpu:
+            return Moment(gradients, _bucket(setting, sizes), at_once)
+        return Moment(gradients, max(exchanged, min(mine, at_once)), at_once)
+    if stage == 2:
+        waiting = mine if setting.accumulates else 0
+        return Moment(waiting + mine, _bucket(setting, sizes) + max(0, exchanged - mine), at_once)
+    return Moment(mine, _bucket(setting, sizes) + 2 * at_once, at_once)
+
+
+def in_step(setting: Setting, sizes: Sizes) -> Moment:
+    """While AdamW steps: it makes two tensors as large as each weight, or on GPUs one as large as all."""
+    stage, each = setting.stage, setting.bytes_each
+    mine = _stepped(setting, sizes)
+    if stage == 0:
+        copied = 4 * mine if each == 2 else 0
+        made = 4 * mine if setting.gpu else 12 * sizes.largest
+        return Moment(each * mine, copied + made, 4 * sizes.largest)
+    piece = 4 * (min(mine, LIVE) if stage == 3 else mine)
+    # Gradients in fp32, and what AdamW makes.
+    return Moment(each * mine, 3 * piece + (_bucket(setting, sizes) if stage == 3 else 0), piece)
+
+
+def _stepped(setting: Setting, sizes: Sizes) -> int:
+    """Parameters that one worker steps."""
+    return -(-sizes.trained // setting.workers) if setting.stage else sizes.trained
+
+
+def _bucket(setting: Setting, sizes: Sizes) -> int:
+    """Bytes in which gradients are laid side by side."""
+    return setting.bytes_each * (BUCKET if setting.gpu else min(sizes.trained, BUCKET))
+
+
+def size(value: float) -> str:
+    """Bytes as a person reads them: 512 MiB, 1.5 GiB."""
+    return f"{value / GIB:,.1f} GiB" if value >= GIB else f"{value / 2**20:,.0f} MiB"

@@ -61,6 +61,8 @@ class Unanswered(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return args[0].dtype is torch.bool or 0  # a condition holds; two results do not differ
+        if func is torch.ops.aten.equal.default:
+            return True
         if func is torch.ops.aten.nonzero.default:
             return torch.empty((0, args[0].dim()), dtype=torch.int64)
         return func(*args, **(kwargs or {}))
@@ -109,6 +111,8 @@ class LiveStorages(TorchDispatchMode):
         return out
 
     def _saw(self, tensor: torch.Tensor) -> None:
+        if tensor.device.type == "meta":  # a shape that someone notes down
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._ignored or key in self._known:
